@@ -1,0 +1,115 @@
+"""Every error the project raises on purpose; its class says what to do next.
+
+ApexError
+├── TransientError          the same call may succeed later: retry
+│   ├── StoreUnavailable        refused, shutting down, no connection to be had: the store is down
+│   ├── StoreConflict           deadlock, serialization failure, two writers created one key
+│   └── OutcomeUnknown          no answer in time: the write may have landed, or may land yet
+├── TerminalError           it never will: compensate and report
+│   ├── DocumentRejected        this document is unreadable, empty, too large, malformed
+│   └── StoreRejected           the store refuses what it was given: wrong dimension, invalid value
+├── StageMissing            a publish found nothing staged: stage again, then publish
+├── CompensationFailed      an undo used up its retries: an operator is needed
+├── SagaConflict            the ledger refused a move: someone else holds the saga, or it has ended
+├── InvalidInput            a caller's argument or setting cannot be used; the message says what can
+└── ServerNotStarted        an embedded server did not come up; the message ends with its log
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+ErrorClass = Literal["transient", "store_down", "unknown_outcome", "permanent"]
+
+
+class ApexError(Exception):
+    """Base of all errors raised by this project."""
+
+
+class TransientError(ApexError):
+    """The same call may succeed later."""
+
+    error_class: ErrorClass = "transient"
+
+
+class StoreUnavailable(TransientError):
+    """The store cannot be reached; the driver's own error is `__cause__`."""
+
+    error_class: ErrorClass = "store_down"
+
+    def __init__(self, store: str, detail: str) -> None:
+        super().__init__(f"{store} is unavailable: {detail}")
+        self.store = store
+
+
+class StoreConflict(TransientError):
+    """Two writers met; the loser's transaction left nothing behind and may be repeated."""
+
+    def __init__(self, store: str, detail: str) -> None:
+        super().__init__(f"{store} reported a conflict between two writers: {detail}")
+        self.store = store
+
+
+class OutcomeUnknown(TransientError):
+    """No answer within the time-out. Repeating is safe, because staging only inserts."""
+
+    error_class: ErrorClass = "unknown_outcome"
+
+    def __init__(self, store: str, *, after_s: float) -> None:
+        super().__init__(f"{store} gave no answer within {after_s:g} s")
+        self.store, self.after_s = store, after_s
+
+
+class TerminalError(ApexError):
+    """Repeating the call cannot help."""
+
+    error_class: ErrorClass = "permanent"
+
+
+class DocumentRejected(TerminalError):
+    """The document itself cannot be ingested; `reason` is for its sender."""
+
+    def __init__(self, document_id: str, reason: str) -> None:
+        super().__init__(f"document {document_id!r} was rejected: {reason}")
+        self.document_id, self.reason = document_id, reason
+
+
+class StoreRejected(TerminalError):
+    """The store refuses the write. `document_ids` names the culprits where the store can tell them
+    from the rest of the batch; empty where it cannot, and the batch has to be split to find out."""
+
+    def __init__(self, store: str, detail: str, *, document_ids: Sequence[str] = ()) -> None:
+        super().__init__(f"{store} refused the write: {detail}")
+        self.store, self.document_ids = store, tuple(document_ids)
+
+
+class StageMissing(ApexError):
+    """Nothing is staged for these sagas (a cache entry that expired, a lost volume)."""
+
+    def __init__(self, store: str, saga_ids: Sequence[str]) -> None:
+        super().__init__(f"{store} holds nothing staged for {', '.join(saga_ids)}")
+        self.store, self.saga_ids = store, tuple(saga_ids)
+
+
+class CompensationFailed(ApexError):
+    """Some undo used up its retries; `failures` maps saga step to what it said last."""
+
+    def __init__(self, saga_id: str, failures: dict[str, str]) -> None:
+        steps = "; ".join(f"{step}: {detail}" for step, detail in failures.items())
+        super().__init__(f"saga {saga_id} could not be undone ({steps})")
+        self.saga_id, self.failures = saga_id, failures
+
+
+class SagaConflict(ApexError):
+    """The ledger refused a move, because another owner holds the saga or it has already ended."""
+
+
+class InvalidInput(ApexError):
+    """An argument or setting cannot be used; the message names the field, the limit and the fix."""
+
+
+class ServerNotStarted(ApexError):
+    """An embedded server did not come up."""
+
+    def __init__(self, server: str, reason: str, log_tail: str) -> None:
+        super().__init__(f"{server} did not start: {reason}\n--- end of its log ---\n{log_tail}")
+        self.server = server

@@ -1,0 +1,80 @@
+"""Every setting of the project, read from APEX_* once where a process starts, and passed on as values.
+
+`Settings()` reads the environment. Printing it, or putting it in a log, shows no secret.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def default_home() -> Path:
+    """Where embedded servers and their data live unless APEX_HOME says otherwise.
+
+    Beside dagster.yaml when DAGSTER_HOME is set, so that webserver, daemon and run workers, which
+    may have different working directories, agree; below the working directory otherwise.
+    """
+    dagster_home = os.environ.get("DAGSTER_HOME")
+    return (Path(dagster_home) if dagster_home else Path.cwd()) / ".apex"
+
+
+class Settings(BaseSettings):
+    """One frozen tree. Each field is the environment variable APEX_<FIELD> in upper case."""
+
+    model_config = SettingsConfigDict(env_prefix="APEX_", frozen=True, extra="ignore")
+
+    home: Path = Field(default_factory=default_home, description="Embedded servers and their data.")
+
+    # Outside servers, store by store. What is not set here is served by an embedded server.
+    neo4j_uri: str | None = Field(None, description="bolt:// or neo4j:// address of a Neo4j 5.26+.")
+    neo4j_user: str = "neo4j"
+    neo4j_password: SecretStr | None = None
+    neo4j_database: str = "neo4j"
+    postgres_url: SecretStr | None = Field(
+        None, description="postgresql:// address of a PostgreSQL with pgvector."
+    )
+    qdrant_url: str | None = Field(None, description="http(s):// address of a Qdrant 1.18+.")
+    qdrant_api_key: SecretStr | None = None
+    redis_url: SecretStr | None = Field(None, description="redis:// address.")
+
+    # Names inside the stores
+    qdrant_collection: str = "apex_chunks"
+    redis_prefix: str = Field("", description="Put before every Redis key.")
+
+    # The saga
+    compensation: Literal["lifo", "parallel"] = "lifo"
+    step_timeout_s: float = Field(30.0, gt=0, description="For one saga step, retries included.")
+    step_attempts: int = Field(5, ge=1)
+    undo_attempts: int = Field(8, ge=1)
+    undo_timeout_s: float = Field(60.0, gt=0, description="For one undo, retries included.")
+    retry_base_s: float = Field(0.1, gt=0, description="Full-jitter back-off starts here.")
+    retry_delay_s_max: float = Field(5.0, gt=0)
+    lease_s: float = Field(60.0, gt=0, description="An owner silent for so long is taken over.")
+    takeovers_max: int = Field(3, ge=1)
+    grace_s: float = Field(60.0, ge=0, description="Superseded versions stay readable so long.")
+    cache_ttl_s: int = Field(3600, ge=1)
+
+    # Files
+    inbox: Path | None = Field(
+        None, description="Where files are dropped; default APEX_HOME/inbox."
+    )
+    batch_documents: int = Field(25, ge=1, le=1000, description="Files to a run.")
+    file_attempts: int = Field(5, ge=1, description="Runs a file gets before it is quarantined.")
+
+    # Extraction
+    spacy_model: str = Field("en_core_web_sm", description="An installed pipeline, or a folder.")
+    embedding_dim: int = Field(384, ge=1, le=4000, description="Floats in one embedding.")
+    chunk_tokens: int = Field(200, ge=16, le=256, description="The model reads 256 tokens at most.")
+    document_bytes_max: int = Field(32 * 1024 * 1024, ge=1)
+    chunks_max: int = Field(10_000, ge=1)
+    text_chars_min: int = Field(8, ge=0, description="Less readable text than this is a rejection.")
+
+    @property
+    def inbox_dir(self) -> Path:
+        """The inbox in force."""
+        return self.inbox or self.home / "inbox"

@@ -1,0 +1,1 @@
+"""Four stores behind one protocol. A store has never heard of a saga's status."""
