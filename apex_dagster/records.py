@@ -82,12 +82,13 @@ class Extraction:
     relations: tuple[Relation, ...]  # both keys are in `entities`
 
     def document_embedding(self) -> NDArray[np.float32]:
-        """The normalised mean of the chunk embeddings, shape (embedding_dim,); zeros without chunks."""
+        """The normalised mean of the chunk embeddings; shape (embedding_dim,), zeros if no chunks."""
         if not len(self.embeddings):
             return np.zeros(self.embeddings.shape[1], dtype=np.float32)
         mean = self.embeddings.mean(axis=0, dtype=np.float64)
         norm = float(np.linalg.norm(mean))
-        return (mean / norm if norm else mean).astype(np.float32)
+        embedding: NDArray[np.float32] = (mean / norm if norm else mean).astype(np.float32)
+        return embedding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)

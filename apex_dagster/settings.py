@@ -1,4 +1,4 @@
-"""Every setting of the project, read from APEX_* once where a process starts, and passed on as values.
+"""Every setting, read from APEX_* once where a process starts, and passed on as values.
 
 `Settings()` reads the environment. Printing it, or putting it in a log, shows no secret.
 """
@@ -60,9 +60,7 @@ class Settings(BaseSettings):
     cache_ttl_s: int = Field(3600, ge=1)
 
     # Files
-    inbox: Path | None = Field(
-        None, description="Where files are dropped; default APEX_HOME/inbox."
-    )
+    inbox: Path | None = Field(None, description="Files are dropped here; default APEX_HOME/inbox.")
     batch_documents: int = Field(25, ge=1, le=1000, description="Files to a run.")
     file_attempts: int = Field(5, ge=1, description="Runs a file gets before it is quarantined.")
 

@@ -1,14 +1,14 @@
 """What a saga needs of a store, and what each method promises.
 
-Every item a store writes carries `document_id`, `version`, `saga_id` and `ingestion_status`, and its id
-derives from `saga_id` (`records.item_id`). All methods take a batch and are safe to repeat, in any
+Every item a store writes carries `document_id`, `version`, `saga_id` and `ingestion_status`, and
+its id derives from `saga_id` (`records.item_id`). All methods take a batch and are safe to repeat, in any
 order and late: `stage` only inserts, so a repeat that lands after `publish` never turns committed
 items back into staged ones; `publish` changes existing items only, so a repeat that lands after
 `discard` brings nothing back.
 
 An adapter translates its driver's errors once, at its edge, into `errors.StoreUnavailable`,
-`StoreConflict`, `OutcomeUnknown` (all transient) and `StoreRejected` (terminal). A call that raises a
-terminal error has left nothing of the batch visible and may have left some of it staged.
+`StoreConflict`, `OutcomeUnknown` (all transient) and `StoreRejected` (terminal). A call that raises
+a terminal error has left nothing of the batch visible and may have left some of it staged.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,7 +49,7 @@ class Store(Protocol):
         ...
 
     def revert(self, batch: Sequence[VersionRef]) -> Mapping[SagaId, int]:
-        """Remove what these sagas staged, and nothing else; items by saga, 0 where none were found."""
+        """Remove what these sagas staged, and nothing else; items by saga, 0 where none are."""
         ...
 
     def discard(self, batch: Sequence[VersionRef]) -> Mapping[SagaId, int]:
@@ -69,7 +69,7 @@ class Store(Protocol):
         ...
 
     def ping(self) -> None:
-        """Return when the store answers; raise StoreUnavailable or OutcomeUnknown when it does not."""
+        """Return when the store answers; raise StoreUnavailable or OutcomeUnknown otherwise."""
         ...
 
     def close(self) -> None:
