@@ -1,0 +1,1 @@
+"""Tests of apex_dagster, on real servers."""
