@@ -1,0 +1,235 @@
+"""PostgreSQL's part: document_versions and chunks of schema `apex`, beside the ledger.
+
+It is the one store that sees the ledger's rows, so here staging, undo and removal are exact: each
+checks the saga or the pointer in its own transaction. `documents`, the pointer, is the ledger's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+from pgvector import HalfVector
+from pgvector.psycopg.halfvec import register_halfvec_info
+from psycopg import sql
+from psycopg.types import TypeInfo
+
+from apex_dagster.errors import StageMissing, StoreRejected
+from apex_dagster.records import (
+    Extraction,
+    Publication,
+    Receipt,
+    SagaId,
+    StagedVersion,
+    VersionRef,
+    item_id,
+)
+from apex_dagster.sql import load_queries
+from apex_dagster.stores.fitness import (
+    Fault,
+    embedding_fault,
+    metadata_fault,
+    metadata_json,
+    refuse_unfit,
+    text_fault,
+)
+from apex_dagster.stores.postgres_connection import STORE, BoundedConnection, BoundedPool
+
+_SQL = load_queries("apex_dagster.stores", "postgres.sql")
+_CHUNK_TYPES = ["uuid", "text", "text", "int4", "text", "int4", "int4", "int4", "text", "halfvec"]
+_ANY_STATUS = ["staged", "committed", "superseded"]
+_INDEX_TIMEOUT_S = 3600.0
+
+
+class PostgresStore:
+    """Documents and chunks with full text and half-precision embeddings."""
+
+    name = STORE
+
+    def __init__(
+        self, url: str, *, embedding_dim: int, timeout_s: float = 30.0, pool_size: int = 4
+    ) -> None:
+        self._embedding_dim = embedding_dim
+        self._pool = BoundedPool(url, timeout_s=timeout_s, size=pool_size)
+
+    def prepare(self) -> None:
+        """Create the index on document embeddings of this dimension, unless it is there.
+
+        Raises StoreRejected when the schema is missing or pgvector is older than 0.7.
+        """
+        index = f"document_versions_embedding_{self._embedding_dim}"
+        with self._pool.connection(timeout_s=_INDEX_TIMEOUT_S) as connection:
+            _know_halfvec(connection)
+            connection.execute(_SQL["lock_index"])
+            exists = connection.execute(_SQL["index_exists"], {"index": f"apex.{index}"}).fetchone()
+            if exists != (True,):
+                create = sql.SQL(_SQL["create_index"])
+                dim = sql.Literal(self._embedding_dim)
+                connection.execute(create.format(index=sql.Identifier(index), dim=dim))
+
+    def stage(self, batch: Sequence[StagedVersion]) -> list[Receipt]:
+        """As the protocol says. A saga that may no longer stage gets a receipt of 0 chunks."""
+        refuse_unfit(STORE, batch, self._fault)
+        by_saga = {version.ref.saga_id: version for version in batch}
+        with self._pool.connection() as connection:
+            _know_halfvec(connection)
+            inserted = _insert_versions(connection, [by_saga[s] for s in sorted(by_saga)])
+            _copy_chunks(connection, [by_saga[saga_id] for saga_id in inserted])
+            held = {s: len(by_saga[s].extraction.chunks) for s in inserted}
+            if len(inserted) < len(by_saga):
+                held |= _counts(connection, "staged_counts", saga_ids=list(by_saga))
+        return [
+            _receipt(version.ref.saga_id, held.get(version.ref.saga_id, 0)) for version in batch
+        ]
+
+    def publish(self, batch: Sequence[Publication]) -> None:
+        """As the protocol says. Only the saga that the document's pointer names is committed."""
+        with self._pool.connection() as connection:
+            pointers = _lock_pointers(connection, [p.ref for p in batch])
+            current = [p for p in batch if not _is_overtaken(p.ref, pointers)]
+            wanted = {p.ref.saga_id for p in current}
+            live = wanted & {saga_id for saga_id, _ in pointers.values()}
+            replaced = {p.replaced.saga_id for p in current if p.replaced} - live
+            there = _lock_versions(connection, wanted | replaced)
+            _mark(connection, live, source="staged", target="committed")
+            _mark(connection, replaced, source="committed", target="superseded")
+        if missing := sorted(wanted - there):
+            raise StageMissing(STORE, missing)  # the others are published, which is safe to repeat
+
+    def revert(self, batch: Sequence[VersionRef]) -> Mapping[SagaId, int]:
+        return self._remove(batch, ["staged"])
+
+    def discard(self, batch: Sequence[VersionRef]) -> Mapping[SagaId, int]:
+        return self._remove(batch, _ANY_STATUS)
+
+    def digest(self, document_id: str, version: int) -> str | None:
+        with self._pool.connection() as connection:
+            cursor = connection.execute(
+                _SQL["digest"], {"document_id": document_id, "version": version}
+            )
+            row = cursor.fetchone()
+        return None if row is None else cast("str | None", row[0])
+
+    def holdings(self, refs: Sequence[VersionRef]) -> Mapping[SagaId, int]:
+        with self._pool.connection() as connection:
+            counts = _counts(connection, "holdings", saga_ids=[ref.saga_id for ref in refs])
+        return {ref.saga_id: counts.get(ref.saga_id, 0) for ref in refs}
+
+    def ping(self) -> None:
+        with self._pool.connection() as connection:
+            connection.execute("SELECT 1")
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def _remove(self, batch: Sequence[VersionRef], statuses: list[str]) -> Mapping[SagaId, int]:
+        """Remove these sagas' rows of these statuses; never those of a saga that a pointer names,
+        which are still `staged` between the pivot and its publish."""
+        with self._pool.connection() as connection:
+            pointers = _lock_pointers(connection, batch)
+            live = {saga_id for saga_id, _ in pointers.values()}
+            removable = {ref.saga_id for ref in batch} - live
+            _lock_versions(connection, removable)
+            doomed = {"saga_ids": sorted(removable), "statuses": statuses}
+            removed = _counts(connection, "delete_chunks", **doomed)
+            connection.execute(_SQL["delete_versions"], doomed)
+        return {ref.saga_id: removed.get(ref.saga_id, 0) for ref in batch}
+
+    def _fault(self, extraction: Extraction) -> Fault:
+        names = (
+            extraction.document_id,
+            extraction.title,
+            extraction.collection,
+            extraction.content_hash,
+            extraction.embedding_model,
+        )
+        return (
+            embedding_fault(extraction, self._embedding_dim, np.float16)
+            or text_fault(names, nul_allowed=False)
+            or text_fault((chunk.text for chunk in extraction.chunks), nul_allowed=False)
+            or metadata_fault(extraction.metadata, nul_allowed=False)
+        )
+
+
+_Pointers = Mapping[str, tuple[SagaId | None, int | None]]
+
+
+def _insert_versions(
+    connection: BoundedConnection, versions: Sequence[StagedVersion]
+) -> list[SagaId]:
+    extractions = [version.extraction for version in versions]
+    columns = {
+        "saga_ids": [version.ref.saga_id for version in versions],
+        "document_ids": [version.ref.document_id for version in versions],
+        "versions": [version.ref.version for version in versions],
+        "titles": [extraction.title for extraction in extractions],
+        "collections": [extraction.collection for extraction in extractions],
+        "metadata": [metadata_json(extraction.metadata) for extraction in extractions],
+        "content_hashes": [extraction.content_hash for extraction in extractions],
+        "embedding_models": [extraction.embedding_model for extraction in extractions],
+        "embeddings": [HalfVector(extraction.document_embedding()) for extraction in extractions],
+        "chunk_counts": [len(extraction.chunks) for extraction in extractions],
+    }
+    return [row[0] for row in connection.execute(_SQL["insert_versions"], columns)]
+
+
+def _copy_chunks(connection: BoundedConnection, versions: Sequence[StagedVersion]) -> None:
+    if not versions:
+        return
+    with connection.cursor() as cursor, cursor.copy(_SQL["copy_chunks"]) as copy:
+        copy.set_types(_CHUNK_TYPES)
+        for version in versions:
+            for row in _chunk_rows(version):
+                copy.write_row(row)
+
+
+def _chunk_rows(version: StagedVersion) -> Iterator[tuple[Any, ...]]:
+    ref = version.ref
+    halves = version.extraction.embeddings.astype(np.float16)
+    for chunk, half in zip(version.extraction.chunks, halves, strict=True):
+        chunk_id = item_id(ref.saga_id, "chunk", chunk.ordinal)
+        owner = (chunk_id, ref.saga_id, ref.document_id, ref.version, "staged")
+        yield (*owner, chunk.ordinal, chunk.start, chunk.end, chunk.text, HalfVector(half))
+
+
+def _lock_pointers(connection: BoundedConnection, refs: Sequence[VersionRef]) -> _Pointers:
+    document_ids = [ref.document_id for ref in refs]
+    rows = connection.execute(_SQL["lock_pointers"], {"document_ids": document_ids})
+    return {document_id: (saga_id, version) for document_id, saga_id, version in rows}
+
+
+def _is_overtaken(ref: VersionRef, pointers: _Pointers) -> bool:
+    _, live_version = pointers.get(ref.document_id, (None, None))
+    return live_version is not None and live_version > ref.version
+
+
+def _lock_versions(connection: BoundedConnection, saga_ids: set[SagaId]) -> set[SagaId]:
+    rows = connection.execute(_SQL["lock_versions"], {"saga_ids": sorted(saga_ids)})
+    return {row[0] for row in rows}
+
+
+def _mark(
+    connection: BoundedConnection, saga_ids: set[SagaId], *, source: str, target: str
+) -> None:
+    if saga_ids:
+        change = {"saga_ids": sorted(saga_ids), "source": source, "target": target}
+        connection.execute(_SQL["mark_versions"], change)
+        connection.execute(_SQL["mark_chunks"], change)
+
+
+def _counts(connection: BoundedConnection, query: str, **parameters: object) -> dict[SagaId, int]:
+    return dict(connection.execute(_SQL[query], parameters).fetchall())
+
+
+def _know_halfvec(connection: BoundedConnection) -> None:
+    """Teach the connection pgvector's type; its number differs between databases."""
+    if connection.adapters.types.get("halfvec") is None:
+        info = TypeInfo.fetch(connection, "halfvec")
+        if info is None:
+            raise StoreRejected(STORE, "the database has no pgvector, or one older than 0.7")
+        register_halfvec_info(connection, info)
+
+
+def _receipt(saga_id: SagaId, chunks: int) -> Receipt:
+    return Receipt(store=STORE, saga_id=saga_id, items={"chunks": chunks})
