@@ -1,0 +1,233 @@
+"""The story of a document, on one screen: open, extract, stage in four stores, pivot, publish.
+
+Each method takes a batch and is safe to repeat; Dagster's ops call them one by one, `ingest` calls
+them in a row. `owner` names who drives the sagas: nobody else moves them while its lease runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from apex_dagster.errors import DocumentRejected
+from apex_dagster.ingestion.codec import pack
+from apex_dagster.ingestion.steps import Extractions
+from apex_dagster.records import Document, Extraction, SagaId
+from apex_dagster.saga.compensation import Compensation
+from apex_dagster.saga.engine import Commit, SagaEngine, Staging
+from apex_dagster.saga.failpoints import reach
+from apex_dagster.saga.ledger import Ledger, Opened, Opening
+from apex_dagster.saga.recovery import Recovery
+from apex_dagster.saga.saga import Failure, Saga
+from apex_dagster.saga.states import CLAIMED, ENDED, Status
+
+log = structlog.get_logger(__name__)
+
+
+class Extractor(Protocol):
+    """What this module needs of `apex_dagster.extraction`."""
+
+    def content_hash(self, document: Document) -> str:
+        """Sha256 hex of all that decides what a version will contain."""
+        ...
+
+    def extract(self, document: Document) -> Extraction:
+        """Raises DocumentRejected."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """A document as it came in. With `rejection` it could not even be read: it gets a saga all the
+    same, so that its failure is explained like any other."""
+
+    document: Document
+    client: str = "shell"
+    body_hash: str | None = None  # of the file it came in; default: of the document's content
+    rejection: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A batch between two ops: sagas this owner holds, and how the others stand."""
+
+    alive: list[Saga] = field(default_factory=list)
+    failed: list[Saga] = field(default_factory=list)  # to be compensated
+    # Nothing to do for these: the content is live already, or under way elsewhere.
+    unchanged: list[Saga] = field(default_factory=list)
+    joined: list[Saga] = field(default_factory=list)
+
+
+class Ingestion:
+    """The use cases of writing. Built by the composition root, one for each process."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        engine: SagaEngine,
+        compensation: Compensation,
+        extractor: Extractor,
+        extractions: Extractions,
+        takeovers_max: int,
+    ) -> None:
+        self.ledger, self.engine, self.compensation = ledger, engine, compensation
+        self._extractor, self._extractions = extractor, extractions
+        self.recovery = Recovery(
+            engine, compensation, resume=self._resume, takeovers_max=takeovers_max
+        )
+
+    def ingest(
+        self, submissions: Sequence[Submission], *, owner: str, run_id: str | None = None
+    ) -> list[Saga]:
+        """The whole story for a batch; its sagas as they ended, by arrival."""
+        with self.engine.lease(owner):
+            opened = self.open(submissions, owner=owner, run_id=run_id)
+            extracted = self.extract(opened.alive)
+            staged = self.stage(self.engine.step_names[-1], extracted.alive)
+            commit = self.commit(staged.alive, owner=owner)
+            failed = opened.failed + extracted.failed + staged.failed + commit.failed
+            self.compensation.compensate([saga.saga_id for saga in failed], owner=owner)
+        everything = [*opened.alive, *opened.failed, *opened.unchanged, *opened.joined]
+        return self.ledger.sagas([saga.saga_id for saga in everything])
+
+    def open(
+        self,
+        submissions: Sequence[Submission],
+        *,
+        owner: str,
+        run_id: str | None = None,
+        dead_owner: str | None = None,
+    ) -> Batch:
+        """Make a ledger row for each document, then claim them.
+
+        Of two submissions of one document in a batch the later wins. Content that is under way in
+        a saga nobody drives any more (or that `dead_owner` drove) is taken over.
+        """
+        newest = {s.document.document_id: s for s in submissions}
+        opened = self.ledger.open([self._opening(s) for s in newest.values()], run_id=run_id)
+        reach("opened")
+        fresh = _sagas(opened, "opened")
+        claimed = self.engine.move(CLAIMED, fresh, owner=owner)
+        joined = _sagas(opened, "joined")
+        taken = self._adopt(joined, owner=owner, run_id=run_id, dead_owner=dead_owner)
+        reach("claimed")
+        alive = [*claimed, *taken]
+        rejections = {
+            saga.saga_id: Failure(error_class="permanent", step=None, message=rejection)
+            for saga in alive
+            if (rejection := newest[saga.document_id].rejection)
+        }
+        failed = self.engine.fail([s for s in alive if s.saga_id in rejections], rejections)
+        held = {saga.saga_id for saga in alive}
+        return Batch(
+            alive=[saga for saga in alive if saga.saga_id not in rejections],
+            failed=failed,
+            unchanged=_sagas(opened, "unchanged"),
+            joined=[saga for saga in joined if saga.saga_id not in held],
+        )
+
+    def hold(
+        self,
+        saga_ids: Sequence[str],
+        *,
+        owner: str,
+        run_id: str | None = None,
+        parent_owner: str | None = None,
+    ) -> list[Saga]:
+        """Those of the sagas that can go on under `owner`, which then holds them.
+
+        `parent_owner` is set in a re-executed run and names the run it repeats: what that run left
+        in progress is taken over, and what was compensated since starts again as a successor saga.
+        """
+        held = self.ledger.held(saga_ids, owner=owner)
+        going = [saga for saga in held if saga.status is Status.IN_PROGRESS]
+        if parent_owner is None:
+            return going
+        rest = self.ledger.sagas(sorted(set(saga_ids) - {saga.saga_id for saga in held}))
+        going += self._adopt(rest, owner=owner, run_id=run_id, dead_owner=parent_owner)
+        ended = [s for s in rest if s.status is Status.COMPENSATED and s.run_id != run_id]
+        if ended and run_id:
+            successors = self.ledger.open_successors(ended, run_id=run_id)
+            going += self.engine.move(CLAIMED, successors, owner=owner)
+            mine = self.ledger.held([s.saga_id for s in successors], owner=owner)
+            known = {saga.saga_id for saga in going}
+            going += [s for s in mine if s.status is Status.IN_PROGRESS and s.saga_id not in known]
+        return going
+
+    def extract(self, sagas: Sequence[Saga]) -> Batch:
+        """Turn raw documents into stored extractions; sagas that have theirs already pass."""
+        documents = self.ledger.submitted_documents([saga.saga_id for saga in sagas])
+        bodies: dict[SagaId, bytes] = {}
+        failures: dict[SagaId, Failure] = {}
+        for saga_id, document in documents.items():
+            try:
+                extraction = self._extractor.extract(document)
+                bodies[saga_id] = pack(extraction)
+                self._extractions.keep(saga_id, extraction)
+            except Exception as error:
+                failures[saga_id] = _extraction_failure(error)
+        kept = self.ledger.store_extractions([s for s in sagas if s.saga_id in bodies], bodies)
+        reach("extracted")
+        return Batch(
+            alive=[s for s in sagas if s.saga_id not in documents or s.saga_id in kept],
+            failed=self.engine.fail([s for s in sagas if s.saga_id in failures], failures),
+        )
+
+    def stage(self, step: str, sagas: Sequence[Saga]) -> Staging:
+        """Stage in one store, and in those before it where that is still to be done."""
+        missing = self.extract(sagas)
+        staging = self.engine.stage_through(step, missing.alive)
+        return Staging(alive=staging.alive, failed=missing.failed + staging.failed)
+
+    def commit(self, sagas: Sequence[Saga], *, owner: str) -> Commit:
+        """Pivot and publish; stages whatever is still missing first."""
+        staging = self.stage(self.engine.step_names[-1], sagas)
+        commit = self.engine.commit(staging.alive, owner=owner)
+        return Commit(completed=commit.completed, failed=staging.failed + commit.failed)
+
+    def sweep(self, *, limit: int = 200) -> int:
+        """Remove superseded versions whose grace is over, and late writes of dead sagas."""
+        sweeps = self.ledger.due_sweeps(limit=limit)
+        if not sweeps:
+            return 0
+        for step in self.engine.steps:
+            removed = step.discard([sweep.ref for sweep in sweeps])
+            log.info("swept", step_name=step.name, items=sum(removed.values()))
+        self.ledger.finish_sweeps(sweeps)
+        return len(sweeps)
+
+    def _resume(self, sagas: Sequence[Saga], owner: str) -> None:
+        commit = self.commit(sagas, owner=owner)
+        self.compensation.compensate([saga.saga_id for saga in commit.failed], owner=owner)
+
+    def _adopt(
+        self, sagas: Sequence[Saga], *, owner: str, run_id: str | None, dead_owner: str | None
+    ) -> list[Saga]:
+        open_ids = [saga.saga_id for saga in sagas if saga.status not in ENDED]
+        taken = self.ledger.take_over(owner, among=open_ids, dead_owner=dead_owner, run_id=run_id)
+        return [saga for saga in taken if saga.status is Status.IN_PROGRESS]
+
+    def _opening(self, submission: Submission) -> Opening:
+        document = submission.document
+        return Opening(
+            document=document,
+            content_hash=self._extractor.content_hash(document),
+            body_hash=submission.body_hash or hashlib.sha256(document.content).hexdigest(),
+            client=submission.client,
+        )
+
+
+def _sagas(opened: Sequence[Opened], disposition: str) -> list[Saga]:
+    return [one.saga for one in opened if one.disposition == disposition]
+
+
+def _extraction_failure(error: Exception) -> Failure:
+    if isinstance(error, DocumentRejected):
+        return Failure(error_class="permanent", step="extract", message=error.reason)
+    log.exception("extraction_crashed")
+    return Failure.of(error, "extract")

@@ -1,0 +1,71 @@
+"""Saga steps made of stores: the engine knows no store, and stores know no saga; here they meet."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from threading import Lock
+
+from apex_dagster.errors import DocumentRejected
+from apex_dagster.ingestion.codec import unpack
+from apex_dagster.records import Extraction, Publication, Receipt, SagaId, StagedVersion, VersionRef
+from apex_dagster.saga.ledger import Ledger
+from apex_dagster.stores.protocol import Store
+
+
+class Extractions:
+    """Extractions by saga, from the ledger, the latest kept in memory: four steps in a row need
+    the same ones. Safe to use from several threads."""
+
+    def __init__(self, ledger: Ledger, *, kept_max: int = 256) -> None:
+        self._ledger, self._kept_max = ledger, kept_max
+        self._kept: OrderedDict[SagaId, Extraction] = OrderedDict()
+        self._lock = Lock()
+
+    def keep(self, saga_id: SagaId, extraction: Extraction) -> None:
+        """Remember an extraction that was just stored in the ledger."""
+        with self._lock:
+            self._kept[saga_id] = extraction
+            while len(self._kept) > self._kept_max:
+                self._kept.popitem(last=False)
+
+    def of(self, refs: Sequence[VersionRef]) -> list[StagedVersion]:
+        """The content of each version. Raises DocumentRejected where there is none stored."""
+        missing = [ref.saga_id for ref in refs if ref.saga_id not in self._kept]
+        loaded = {
+            saga_id: unpack(body)
+            for saga_id, body in self._ledger.extraction_bodies(missing).items()
+        }
+        for saga_id, extraction in loaded.items():
+            self.keep(saga_id, extraction)
+        return [self._staged(ref, loaded) for ref in refs]
+
+    def _staged(self, ref: VersionRef, loaded: Mapping[SagaId, Extraction]) -> StagedVersion:
+        extraction = loaded.get(ref.saga_id) or self._kept.get(ref.saga_id)
+        if extraction is None:
+            raise DocumentRejected(ref.document_id, "the ledger holds no extraction of it")
+        return StagedVersion(ref=ref, extraction=extraction)
+
+
+class StoreStep:
+    """The saga step that writes to one store."""
+
+    def __init__(self, store: Store, extractions: Extractions) -> None:
+        self.store, self._extractions = store, extractions
+        self.name = f"{store.name}_write"
+
+    def stage(self, refs: Sequence[VersionRef]) -> list[Receipt]:
+        """Load what was extracted, and stage it."""
+        return self.store.stage(self._extractions.of(refs))
+
+    def publish(self, publications: Sequence[Publication]) -> None:
+        """Mark versions live."""
+        self.store.publish(publications)
+
+    def undo(self, refs: Sequence[VersionRef]) -> Mapping[SagaId, int]:
+        """Remove what was staged."""
+        return self.store.revert(refs)
+
+    def discard(self, refs: Sequence[VersionRef]) -> Mapping[SagaId, int]:
+        """Remove what can never be live again."""
+        return self.store.discard(refs)

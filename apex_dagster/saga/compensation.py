@@ -1,0 +1,193 @@
+"""Sagas backward: undo what was staged, last step first, and close.
+
+Failure hook, sensors, recovery and operators all call the same functions. The claim in the ledger
+(`begin`) lets one of them through and makes every other call a no-op.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import structlog
+
+from apex_dagster.errors import TransientError
+from apex_dagster.records import SagaId
+from apex_dagster.saga import states
+from apex_dagster.saga.engine import SWEEP_AGAIN_S, SagaEngine, alert_compensation_failed
+from apex_dagster.saga.failpoints import reach
+from apex_dagster.saga.retry import RetryPolicy, call_with_retry
+from apex_dagster.saga.saga import Failure, Saga
+from apex_dagster.saga.states import Status
+from apex_dagster.saga.step import SagaStep
+
+log = structlog.get_logger(__name__)
+
+# Trying the same document again cannot help, or must not happen by itself.
+_QUARANTINED = frozenset({"permanent", "unexpected", "crash_loop"})
+
+
+class Compensation:
+    """Undoes sagas that will not be completed."""
+
+    def __init__(
+        self, engine: SagaEngine, *, retry: RetryPolicy, order: Literal["lifo", "parallel"]
+    ) -> None:
+        self._engine, self._retry, self._order = engine, retry, order
+
+    def compensate(
+        self, saga_ids: Sequence[str], *, owner: str, failure: Failure | None = None
+    ) -> list[Saga]:
+        """Begin, undo every step and close; the sagas that this call has ended."""
+        with self._engine.lease(owner):
+            return self.finish(self.begin(saga_ids, owner=owner, failure=failure))
+
+    def begin(
+        self,
+        saga_ids: Sequence[str],
+        *,
+        owner: str,
+        failure: Failure | None = None,
+        run_id: str | None = None,
+    ) -> list[Saga]:
+        """Claim sagas for compensation, fencing off whoever held them.
+
+        Takes those pending, in progress or failed, those already claimed by `owner`, and those
+        whose compensation was left by an owner that is silent. `failure` is the reason for sagas
+        that have none yet.
+        """
+        ledger = self._engine.ledger
+        found = ledger.sagas(saga_ids)
+        mine = [s for s in found if s.status is Status.COMPENSATING and s.lease_owner == owner]
+        left = [
+            s.saga_id for s in found if s.status is Status.COMPENSATING and s.lease_owner != owner
+        ]
+        mine += [
+            saga
+            for saga in ledger.take_over(owner, among=left)
+            if saga.status is Status.COMPENSATING
+        ]
+        pending = [saga for saga in found if saga.status is Status.PENDING]
+        ready = [saga for saga in found if saga.status in states.COMPENSATION_STARTED.source]
+        ready += self._engine.move(states.CLAIMED, pending, owner=owner)
+        reason = (failure or _REQUESTED).as_detail()
+        started = self._engine.move(
+            states.COMPENSATION_STARTED,
+            ready,
+            details={saga.saga_id: saga.error or reason for saga in ready},
+            owner=owner,
+        )
+        reach("compensating")
+        return sorted(mine + started, key=lambda saga: saga.saga_id)
+
+    def undo(self, step_name: str, sagas: Sequence[Saga]) -> list[Saga]:
+        """Undo one step of each saga; a failure is recorded and does not stop the others."""
+        step = next(step for step in self._engine.steps if step.name == step_name)
+        todo = [saga for saga in sagas if not saga.undone(step_name)]
+        idle = [saga for saga in todo if not saga.started(step_name)]
+        busy = [saga for saga in todo if saga.started(step_name)]
+        skipped = self._engine.move(
+            states.STEP_UNDONE,
+            idle,
+            step=step_name,
+            details={saga.saga_id: {"skipped": "the step never ran"} for saga in idle},
+        )
+        begun = time.perf_counter()
+        removed, errors = self._revert(step, busy)
+        duration_ms = (time.perf_counter() - begun) * 1000
+        reach(f"undone:{step_name}")
+        undone = self._engine.move(
+            states.STEP_UNDONE,
+            [saga for saga in busy if saga.saga_id in removed],
+            step=step_name,
+            duration_ms=duration_ms,
+            details=removed,
+        )
+        failed = self._engine.move(
+            states.UNDO_FAILED,
+            [saga for saga in busy if saga.saga_id in errors],
+            step=step_name,
+            duration_ms=duration_ms,
+            details=errors,
+        )
+        reach(f"undo_recorded:{step_name}")
+        before = [saga for saga in sagas if saga.undone(step_name)]
+        return sorted(before + skipped + undone + failed, key=lambda saga: saga.saga_id)
+
+    def undo_all(self, sagas: Sequence[Saga]) -> list[Saga]:
+        """Undo every step: last in, first out, or all stores at once when so configured."""
+        if self._order == "parallel":
+            with ThreadPoolExecutor(len(self._engine.steps)) as pool:
+                list(pool.map(lambda step: self.undo(step.name, sagas), self._engine.steps))
+            epochs = {saga.saga_id: saga.epoch for saga in sagas}
+            now = self._engine.ledger.sagas(list(epochs))
+            return [saga for saga in now if saga.epoch == epochs[saga.saga_id]]
+        for step in reversed(self._engine.steps):
+            sagas = self.undo(step.name, sagas)
+        return list(sagas)
+
+    def close(self, sagas: Sequence[Saga]) -> list[Saga]:
+        """End each saga as `compensated`, or as `failed` where an undo did not succeed.
+
+        Failed ones raise an alert and wait in quarantine for an operator; so do documents that
+        another attempt cannot help.
+        """
+        names = self._engine.step_names
+        done = [saga for saga in sagas if all(saga.undone(name) for name in names)]
+        failed = [saga for saga in sagas if saga not in done]
+        bad = [s for s in done if s.error and s.error["class"] in _QUARANTINED]
+        ended = call_with_retry(
+            lambda: self._engine.ledger.close_compensated(
+                done, failed, bad + failed, sweep_after_s=(0.0, *SWEEP_AGAIN_S)
+            ),
+            self._retry,
+            name="close_compensated",
+        )
+        for saga in ended:
+            if saga.status is Status.FAILED:
+                alert_compensation_failed(saga)
+            else:
+                log.info(
+                    "saga_compensated",
+                    saga_id=saga.saga_id,
+                    document_id=saga.document_id,
+                    run_id=saga.run_id,
+                    error=saga.error,
+                    duration_ms=saga.duration_ms,
+                )
+        return ended
+
+    def finish(self, sagas: Sequence[Saga]) -> list[Saga]:
+        """Undo and close sagas that are compensating already."""
+        ended = self.close(self.undo_all(sagas))
+        reach("undone")
+        return ended
+
+    def _revert(
+        self, step: SagaStep, sagas: Sequence[Saga]
+    ) -> tuple[dict[SagaId, dict[str, Any]], dict[SagaId, dict[str, Any]]]:
+        """What was removed, and what went wrong, by saga; together they cover `sagas`."""
+        if not sagas:
+            return {}, {}
+
+        def write() -> Mapping[SagaId, int]:
+            reach(f"undoing:{step.name}")
+            return step.undo([saga.ref for saga in sagas])
+
+        try:
+            removed = call_with_retry(write, self._retry, name=f"undo {step.name}")
+            return {s.saga_id: {"removed": removed.get(s.saga_id, 0)} for s in sagas}, {}
+        except Exception as error:
+            if len(sagas) > 1 and not isinstance(error, TransientError):
+                parts = [self._revert(step, [saga]) for saga in sagas]
+                return (
+                    {k: v for part in parts for k, v in part[0].items()},
+                    {k: v for part in parts for k, v in part[1].items()},
+                )
+            message = Failure.of(error, step.name).message
+            return {}, {saga.saga_id: {"error": message} for saga in sagas}
+
+
+_REQUESTED = Failure(error_class="requested", step=None, message="compensation was requested")

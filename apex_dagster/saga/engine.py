@@ -1,0 +1,341 @@
+"""Sagas forward: stage in every store, pivot, publish. Batches throughout, one outcome a saga.
+
+The order around every write is: ledger row "started", write, ledger row "completed". A crash in
+between leaves a row that says the write may have happened, and whoever takes the saga over repeats
+or undoes it; both are harmless, because stores insert by saga and undo by saga.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import structlog
+
+from apex_dagster.errors import (
+    ApexError,
+    CompensationFailed,
+    StageMissing,
+    StoreRejected,
+    TransientError,
+)
+from apex_dagster.records import Publication, SagaId
+from apex_dagster.saga import states
+from apex_dagster.saga.failpoints import reach
+from apex_dagster.saga.ledger import Ledger
+from apex_dagster.saga.retry import RetryPolicy, call_with_retry
+from apex_dagster.saga.saga import Failure, Saga
+from apex_dagster.saga.states import Status
+from apex_dagster.saga.step import SagaStep
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+# A dead saga is swept at once and twice more, as a late write of it may land at any time.
+SWEEP_AGAIN_S = (3600.0, 86400.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staging:
+    """What became of a batch in one or more steps. Sagas in neither list belong to others now."""
+
+    alive: list[Saga]
+    failed: list[Saga]  # still in progress, `error` says why; to be compensated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """What became of a batch at the pivot and after it."""
+
+    completed: list[Saga]  # `published_at` is None where publishing is still open work
+    failed: list[Saga]  # could not pivot; to be compensated
+
+
+class SagaEngine:
+    """Drives sagas through `steps` in order. Holds no state of its own: the ledger has it all."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        steps: Sequence[SagaStep],
+        *,
+        retry: RetryPolicy,
+        lease_s: float,
+        grace_s: float,
+    ) -> None:
+        self.ledger, self.steps = ledger, tuple(steps)
+        self.step_names = tuple(step.name for step in steps)
+        self._retry, self._lease_s, self._grace_s = retry, lease_s, grace_s
+
+    @contextmanager
+    def lease(self, owner: str) -> Iterator[None]:
+        """Renew the leases of `owner` in the background for the length of the block."""
+        stop = threading.Event()
+
+        def keep() -> None:
+            while not stop.wait(self._lease_s / 3):
+                try:
+                    self.ledger.renew(owner)
+                except ApexError as error:  # the next turn may succeed; an expired lease is safe
+                    log.warning("lease_not_renewed", owner=owner, error=str(error))
+
+        thread = threading.Thread(target=keep, name=f"lease-{owner}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    # -- stage -----------------------------------------------------------------------------------
+
+    def stage_through(self, last_step: str, sagas: Sequence[Saga]) -> Staging:
+        """Run `last_step` and whatever is missing before it, in order.
+
+        Each step is one write for the batch. Only an error that will never heal splits it, until
+        the document at fault is alone.
+        """
+        alive, failed = list(sagas), list[Saga]()
+        for step in self.steps[: self.step_names.index(last_step) + 1]:
+            done = [saga for saga in alive if step.name in saga.completed_steps]
+            staging = self._run_step(step, [s for s in alive if step.name not in s.completed_steps])
+            alive, failed = done + staging.alive, failed + staging.failed
+        return Staging(alive=sorted(alive, key=lambda saga: saga.arrival), failed=failed)
+
+    def _run_step(self, step: SagaStep, sagas: Sequence[Saga]) -> Staging:
+        started = self.move(states.STEP_STARTED, sagas, step=step.name)
+        begun = time.perf_counter()
+        receipts, failures = self._stage(step, started)
+        duration_ms = (time.perf_counter() - begun) * 1000
+        reach(f"written:{step.name}")
+        alive = self.move(
+            states.STEP_COMPLETED,
+            [saga for saga in started if saga.saga_id in receipts],
+            details=receipts,
+            step=step.name,
+            duration_ms=duration_ms,
+        )
+        failed = self.fail([s for s in started if s.saga_id in failures], failures)
+        reach(f"recorded:{step.name}")
+        return Staging(alive=alive, failed=failed)
+
+    def _stage(
+        self, step: SagaStep, sagas: Sequence[Saga]
+    ) -> tuple[dict[SagaId, Mapping[str, Any]], dict[SagaId, Failure]]:
+        """Receipts and failures by saga; together they cover the batch."""
+        if not sagas:
+            return {}, {}
+
+        def write() -> dict[SagaId, Mapping[str, Any]]:
+            reach(f"started:{step.name}")
+            return {r.saga_id: dict(r.items) for r in step.stage([saga.ref for saga in sagas])}
+
+        try:
+            return call_with_retry(write, self._retry, name=step.name), {}
+        except TransientError as error:
+            failure = Failure.of(error, step.name)
+            return {}, {saga.saga_id: failure for saga in sagas}
+        except Exception as error:  # a refusal, or a surprise: find out which document it is
+            bad = _culprits(error, sagas)
+            if len(sagas) == 1 or len(bad) == len(sagas):
+                return {}, {saga.saga_id: Failure.of(error, step.name) for saga in sagas}
+            return self._split(step, sagas, bad, error)
+
+    def _split(
+        self, step: SagaStep, sagas: Sequence[Saga], bad: Sequence[Saga], error: Exception
+    ) -> tuple[dict[SagaId, Mapping[str, Any]], dict[SagaId, Failure]]:
+        if bad:
+            receipts, failures = self._stage(step, [s for s in sagas if s not in bad])
+            failures |= {saga.saga_id: Failure.of(error, step.name) for saga in bad}
+            return receipts, failures
+        middle = len(sagas) // 2
+        left, right = self._stage(step, sagas[:middle]), self._stage(step, sagas[middle:])
+        return left[0] | right[0], left[1] | right[1]
+
+    def fail(self, sagas: Sequence[Saga], failures: Mapping[SagaId, Failure]) -> list[Saga]:
+        """Record why sagas cannot go on. They stay in progress until they are compensated."""
+        failed: list[Saga] = []
+        for step in sorted({failures[saga.saga_id].step or "" for saga in sagas}):
+            group = [s for s in sagas if (failures[s.saga_id].step or "") == step]
+            details = {s.saga_id: failures[s.saga_id].as_detail() for s in group}
+            # Only a saga step that has started may become current_step: undo goes by it.
+            started = step if step in self.step_names else None
+            failed += self.move(states.STEP_FAILED, group, details=details, step=started)
+        for saga in failed:
+            log.warning("saga_step_failed", **_fields(saga), error=saga.error)
+        return failed
+
+    # -- pivot and publish -----------------------------------------------------------------------
+
+    def commit(self, sagas: Sequence[Saga], *, owner: str) -> Commit:
+        """Make the versions live, then tell the stores. After the pivot there is no way back."""
+        reach("staged")
+        pivoted = self._retried(lambda: self.ledger.pivot(sagas, steps=self.step_names), "pivot")
+        completed, conflicts, blocked = pivoted.completed, pivoted.conflicts, pivoted.blocked
+        if blocked:
+            self._finish_predecessors(blocked, owner=owner)
+            again = self._retried(
+                lambda: self.ledger.pivot(blocked, steps=self.step_names), "pivot"
+            )
+            completed, conflicts = completed + again.completed, conflicts + again.conflicts
+            blocked = again.blocked
+        reach("pivoted")
+        failed = self.fail(
+            conflicts + blocked,
+            {s.saga_id: _conflict(s) for s in conflicts} | {s.saga_id: _BLOCKED for s in blocked},
+        )
+        completed = self._with_unknown_outcomes(sagas, completed, owner=owner)
+        return Commit(completed=self.publish(completed), failed=failed)
+
+    def _with_unknown_outcomes(
+        self, sagas: Sequence[Saga], completed: Sequence[Saga], *, owner: str
+    ) -> list[Saga]:
+        """Add sagas whose pivot was committed although its answer was lost.
+
+        A repeated pivot waits for their row locks, so by now the first one has ended either way.
+        """
+        known = {saga.saga_id for saga in completed}
+        rest = [saga.saga_id for saga in sagas if saga.saga_id not in known]
+        if not rest:
+            return list(completed)
+        held = self._retried(lambda: self.ledger.held(rest, owner=owner), "held")
+        return [*completed, *(saga for saga in held if saga.status is Status.COMPLETED)]
+
+    def _finish_predecessors(self, blocked: Sequence[Saga], *, owner: str) -> None:
+        """Publish what is live but unpublished, taking that work over from whoever has it."""
+        pointers = self.ledger.pointers([saga.document_id for saga in blocked])
+        live = self.ledger.sagas([row["live_saga_id"] for row in pointers.values()])
+        unpublished = [saga for saga in live if saga.published_at is None]
+        self.publish(self.move(states.PUBLISH_RESUMED, unpublished, owner=owner))
+
+    def publish(self, completed: Sequence[Saga]) -> list[Saga]:
+        """Mark versions live in every store; forward only, safe to repeat.
+
+        Returns all of `completed`; those with `published_at` None stay open work for recovery.
+        """
+        if not completed:
+            return []
+        begun = time.perf_counter()
+        # What is not live any more was published by whoever replaced it, or it could not have been.
+        live = self._retried(lambda: self.ledger.publications(completed), "publications")
+        unfinished = {publication.ref.saga_id for publication in live}
+        for step in self.steps:
+            live = self._publish_step(step, live, completed)
+            reach(f"published:{step.name}")
+        reach("marked")
+        unfinished -= {publication.ref.saga_id for publication in live}
+        done = [saga for saga in completed if saga.saga_id not in unfinished]
+        duration_ms = (time.perf_counter() - begun) * 1000
+        sweep_after_s = tuple(self._grace_s + more for more in (0.0, *SWEEP_AGAIN_S))
+        published = self._retried(
+            lambda: self.ledger.close_published(
+                done, sweep_after_s=sweep_after_s, duration_ms=duration_ms
+            ),
+            "close_published",
+        )
+        reach("closed")
+        known = {saga.saga_id for saga in published}
+        for saga in published:
+            log.info("saga_completed", **_fields(saga), duration_ms=saga.duration_ms)
+        return [*published, *(saga for saga in completed if saga.saga_id not in known)]
+
+    def _publish_step(
+        self, step: SagaStep, publications: Sequence[Publication], sagas: Sequence[Saga]
+    ) -> list[Publication]:
+        """Those that the step has published; the others are logged, and tried again by recovery."""
+        if not publications:
+            return []
+        try:
+            call_with_retry(
+                lambda: self._publish_or_restage(step, publications), self._retry, name=step.name
+            )
+            return list(publications)
+        except Exception as error:
+            if len(publications) > 1 and not isinstance(error, TransientError):
+                parts = [self._publish_step(step, [one], sagas) for one in publications]
+                return [publication for part in parts for publication in part]
+            self._report_unpublished(step, publications, sagas, error)
+            return []
+
+    def _publish_or_restage(self, step: SagaStep, publications: Sequence[Publication]) -> None:
+        try:
+            step.publish(publications)
+        except StageMissing as missing:  # a cache entry that has expired since it was staged
+            step.stage([p.ref for p in publications if p.ref.saga_id in missing.saga_ids])
+            step.publish(publications)
+
+    def _report_unpublished(
+        self,
+        step: SagaStep,
+        publications: Sequence[Publication],
+        sagas: Sequence[Saga],
+        error: Exception,
+    ) -> None:
+        failure = Failure.of(error, step.name).as_detail()
+        ids = {publication.ref.saga_id for publication in publications}
+        group = [saga for saga in sagas if saga.saga_id in ids]
+        details = {saga.saga_id: failure for saga in group}
+        for saga in self.move(states.PUBLISH_FAILED, group, details=details):
+            log.error("publish_failed", **_fields(saga), step_name=step.name, error=failure)
+
+    # -- the ledger, with retries ----------------------------------------------------------------
+
+    def move(self, move: states.Move, sagas: Sequence[Saga], **more: Any) -> list[Saga]:
+        """`Ledger.advance`, repeated after a transient error.
+
+        Safe: a move that was committed although its answer was lost is refused when repeated if
+        it changed status or epoch (then the saga is let go, and recovery finds it), and only
+        logged twice if it did not.
+        """
+        if not sagas:
+            return []
+        return self._retried(lambda: self.ledger.advance(move, sagas, **more), move.event)
+
+    def _retried(self, operation: Callable[[], T], name: str) -> T:
+        return call_with_retry(operation, self._retry, name=name)
+
+
+_BLOCKED = Failure(
+    error_class="transient",
+    step="pivot",
+    message="the version it replaces is live but could not be published yet; try again later",
+)
+
+
+def _conflict(saga: Saga) -> Failure:
+    base = f"version {saga.expected_version}" if saga.expected_version else "no version"
+    return Failure(
+        error_class="version_conflict",
+        step="pivot",
+        message=f"it builds on {base}, but another version has become live meanwhile",
+    )
+
+
+def _culprits(error: Exception, sagas: Sequence[Saga]) -> list[Saga]:
+    named = set(error.document_ids) if isinstance(error, StoreRejected) else set()
+    return [saga for saga in sagas if saga.document_id in named]
+
+
+def _fields(saga: Saga) -> dict[str, Any]:
+    return {
+        "saga_id": saga.saga_id,
+        "document_id": saga.document_id,
+        "version": saga.version,
+        "run_id": saga.run_id,
+        "status": saga.status.value,
+    }
+
+
+def alert_compensation_failed(saga: Saga) -> CompensationFailed:
+    """Log at critical that a saga waits for an operator; returns the error that says so."""
+    failures = {
+        step: detail["error"] for step, detail in saga.undone_steps.items() if "error" in detail
+    }
+    error = CompensationFailed(saga.saga_id, failures)
+    log.critical("compensation_failed", **_fields(saga), failures=failures)
+    return error

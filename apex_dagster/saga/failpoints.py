@@ -1,0 +1,89 @@
+"""Named points in the engine where a test or an operator's drill makes it crash, fail or hang.
+
+APEX_FAILPOINTS="written:qdrant_write=kill;pivoted=raise" arms points from the environment. The
+actions: `kill` (SIGKILL to this very process), `raise` (SimulatedCrash, which no handler of the
+engine catches), `unavailable` and `reject` (the error classes of a store that is down or refuses),
+`hang:SECONDS`. A trailing `*N` lets a point act N times only: `started:redis_write=unavailable*2`.
+
+Points, in the order of a saga's life, `{step}` being a saga step: `opened`, `claimed`, `extracted`,
+`started:{step}`, `written:{step}`, `recorded:{step}`, `staged`, `pivoted`, `published:{step}`,
+`marked` (published everywhere, not yet recorded), `closed`; and `compensating`, `undoing:{step}`,
+`undone:{step}`, `undo_recorded:{step}`, `undone`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from apex_dagster.errors import StoreRejected, StoreUnavailable
+
+VARIABLE = "APEX_FAILPOINTS"
+
+
+class SimulatedCrash(BaseException):
+    """Stands for the death of the process: not an Exception, so nothing on the way handles it."""
+
+
+class _Failpoints:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._armed: dict[str, tuple[str, int | None]] = {}
+        self.arm(os.environ.get(VARIABLE, ""))
+
+    def arm(self, text: str) -> None:
+        """Replace all armed points by those in `text`; an empty text disarms."""
+        armed: dict[str, tuple[str, int | None]] = {}
+        for item in filter(None, (part.strip() for part in text.split(";"))):
+            point, _, action = item.partition("=")
+            action, _, times = action.partition("*")
+            armed[point] = (action, int(times) if times else None)
+        with self._lock:
+            self._armed = armed
+
+    def reach(self, point: str) -> None:
+        """Do what is armed for `point`; costs one dictionary look-up when nothing is."""
+        if not self._armed:
+            return
+        with self._lock:
+            action, times = self._armed.get(point, ("", None))
+            if times is not None:
+                if times <= 0:
+                    return
+                self._armed[point] = (action, times - 1)
+        if action:
+            _act(action, point)
+
+
+def _act(action: str, point: str) -> None:
+    name, _, argument = action.partition(":")
+    if name == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif name == "raise":
+        raise SimulatedCrash(point)
+    elif name == "unavailable":
+        raise StoreUnavailable(point, "a failpoint says so")
+    elif name == "reject":
+        raise StoreRejected(point, "a failpoint says so")
+    elif name == "hang":
+        time.sleep(float(argument))
+    else:
+        raise ValueError(f"failpoint {point!r}: unknown action {action!r}")
+
+
+_failpoints = _Failpoints()
+reach = _failpoints.reach
+
+
+@contextmanager
+def armed(text: str) -> Iterator[None]:
+    """Arm points of this process for the length of the block."""
+    _failpoints.arm(text)
+    try:
+        yield
+    finally:
+        _failpoints.arm("")

@@ -1,0 +1,642 @@
+"""The saga's durable record in PostgreSQL: every read and write of it, in batches.
+
+A method that moves sagas returns those that it moved. The others have been moved by somebody else
+since they were read (their epoch or status differs), and the caller has to let go of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, cast
+
+import psycopg
+from psycopg.rows import DictRow, dict_row
+from psycopg.types.json import Jsonb
+from psycopg_pool import ConnectionPool
+
+from apex_dagster.errors import StoreConflict, StoreRejected, StoreUnavailable
+from apex_dagster.records import Document, Publication, SagaId, VersionRef
+from apex_dagster.saga import states
+from apex_dagster.saga.saga import Saga
+from apex_dagster.saga.states import Move, Status
+from apex_dagster.sql import load_queries
+
+_SQL = load_queries("apex_dagster.saga", "ledger.sql")
+_SAGA_FIELDS = tuple(field.name for field in dataclasses.fields(Saga))
+
+Detail = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """One document of a batch that wants a saga. `document.content` is stored until extracted."""
+
+    document: Document
+    content_hash: str  # of what becomes the version; decides whether anything is new
+    body_hash: str  # sha256 hex of what was sent: the dropped file, the request's body
+    client: str
+    idempotency_key: str | None = None
+    body: bytes | None = None  # a packed extraction, for documents that come with one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """What an opening led to."""
+
+    saga: Saga
+    # "opened": a new saga. "joined": the same content is under way in an open saga.
+    # "unchanged": the same content is live already, so `saga` is the one that made it live.
+    disposition: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pivoted:
+    """The outcome of a pivot, by saga. Those in none of the three were held by somebody else."""
+
+    completed: list[Saga]
+    conflicts: list[Saga]  # the live version is no longer the one they build on
+    blocked: list[Saga]  # the version they would replace is live, but not published yet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DueSweep:
+    """A dead or superseded saga whose remains are to be looked for."""
+
+    ref: VersionRef
+    due_at: datetime
+
+
+class Ledger:
+    """Sagas, submissions and extractions in schema `apex`. Safe to use from several threads.
+
+    Raises StoreUnavailable when PostgreSQL cannot be reached and StoreConflict after a deadlock or
+    serialization failure; in both cases the transaction has left nothing behind, except that a
+    connection lost during COMMIT leaves its outcome open: claim again before deciding anything.
+    """
+
+    def __init__(
+        self, postgres_url: str, *, lease_s: float = 60.0, timeout_s: float = 10.0
+    ) -> None:
+        self._lease_s = lease_s
+        self._pool = ConnectionPool(
+            postgres_url,
+            min_size=0,
+            max_size=4,
+            open=False,
+            timeout=timeout_s,
+            check=ConnectionPool.check_connection,
+            kwargs={
+                "row_factory": dict_row,
+                "connect_timeout": max(2, int(timeout_s)),
+                "tcp_user_timeout": int(timeout_s * 1000),
+                # A pivot that is lost after publish removed the old version cannot be repaired.
+                "options": "-c synchronous_commit=on"
+                f" -c statement_timeout={int(timeout_s * 1000)}"
+                " -c idle_in_transaction_session_timeout=60s",
+                "application_name": "apex_ledger",
+            },
+            name="ledger",
+        )
+
+    def close(self) -> None:
+        """Give up all connections."""
+        self._pool.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[psycopg.Connection[DictRow]]:
+        """One transaction; committed at the end of the block, rolled back on an error."""
+        try:
+            self._pool.open()
+            with self._pool.connection() as connection:
+                yield cast("psycopg.Connection[DictRow]", connection)
+        except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure) as error:
+            raise StoreConflict("ledger", str(error)) from error
+        except psycopg.DataError as error:
+            raise StoreRejected("ledger", str(error)) from error
+        except (psycopg.OperationalError, psycopg.errors.QueryCanceled) as error:
+            raise StoreUnavailable("ledger", str(error)) from error
+
+    # -- opening ---------------------------------------------------------------------------------
+
+    def open(self, openings: Sequence[Opening], *, run_id: str | None = None) -> list[Opened]:
+        """Make a durable row for each document before anything is written anywhere.
+
+        One transaction. At most one opening of a document in a batch; answers in the order given.
+        """
+        by_document = {opening.document.document_id: opening for opening in openings}
+        if len(by_document) != len(openings):
+            raise ValueError("a batch opens at most one saga of a document")
+        document_ids = sorted(by_document)
+        with self.transaction() as tx:
+            pointers, rivals = self._lock_documents(tx, document_ids)
+            opened = {}
+            fresh: list[_NewSaga] = []
+            for document_id in document_ids:
+                opening, pointer = by_document[document_id], pointers[document_id]
+                known = _known_saga(opening, pointer, rivals.get(document_id, []))
+                if known is None:
+                    fresh.append(_NewSaga.of(opening.document.document_id, opening, pointer))
+                elif isinstance(known, Saga):
+                    opened[document_id] = Opened(saga=known, disposition="joined")
+                else:
+                    saga = self._sagas(tx, "sagas_by_id", saga_ids=[known])[0]
+                    opened[document_id] = Opened(saga=saga, disposition="unchanged")
+            for saga in self._insert_sagas(tx, fresh, run_id):
+                opened[saga.document_id] = Opened(saga=saga, disposition="opened")
+            _insert_extractions(tx, [(opened[new.document_id].saga, new.opening) for new in fresh])
+            _insert_submissions(
+                tx, [(opened[i].saga, by_document[i]) for i in document_ids], run_id
+            )
+        return [opened[opening.document.document_id] for opening in openings]
+
+    def open_successors(self, sagas: Sequence[Saga], *, run_id: str) -> list[Saga]:
+        """A new saga, on the newest version, for each compensated one, with the same extraction.
+
+        Unique for (predecessor, run): the ops of one re-executed run share them, whichever comes
+        first.
+        """
+        with self.transaction() as tx:
+            pointers, _ = self._lock_documents(tx, sorted({saga.document_id for saga in sagas}))
+            ids = [saga.saga_id for saga in sagas]
+            existing = self._sagas(tx, "successors", saga_ids=ids, run_id=run_id)
+            taken = {saga.predecessor_saga_id for saga in existing}
+            missing = [saga for saga in sagas if saga.saga_id not in taken]
+            new = [
+                _NewSaga.of(saga.document_id, None, pointers[saga.document_id], predecessor=saga)
+                for saga in missing
+            ]
+            inserted = self._insert_sagas(tx, new, run_id)
+            for saga in inserted:
+                values = {**_columns(saga, "saga_id", "predecessor_saga_id"), "run_id": run_id}
+                tx.execute(_SQL["copy_extraction"], values)
+                tx.execute(_SQL["copy_submissions"], values)
+        return [*existing, *inserted]
+
+    def _lock_documents(
+        self, tx: psycopg.Connection[DictRow], document_ids: list[str]
+    ) -> tuple[dict[str, DictRow], dict[str, list[Saga]]]:
+        """Pointers and open sagas of the documents, whose rows stay locked until the end."""
+        values = {"document_ids": document_ids}
+        tx.execute(_SQL["ensure_documents"], values)
+        rows = tx.execute(_SQL["lock_documents"], values).fetchall()
+        rivals: dict[str, list[Saga]] = {}
+        for saga in self._sagas(tx, "open_sagas_of_documents", **values):
+            rivals.setdefault(saga.document_id, []).append(saga)
+        return {row["document_id"]: row for row in rows}, rivals
+
+    def _insert_sagas(
+        self, tx: psycopg.Connection[DictRow], new: Sequence[_NewSaga], run_id: str | None
+    ) -> list[Saga]:
+        if not new:
+            return []
+        versions = {
+            "document_ids": [n.document_id for n in new],
+            "versions": [n.version for n in new],
+        }
+        sagas = self._sagas(
+            tx,
+            "insert_sagas",
+            saga_ids=[n.saga_id for n in new],
+            expected_versions=[n.expected_version for n in new],
+            content_hashes=[n.content_hash for n in new],
+            predecessors=[n.predecessor_saga_id for n in new],
+            run_id=run_id,
+            lease_s=self._lease_s,
+            **versions,
+        )
+        tx.execute(_SQL["count_versions"], versions)
+        return self.advance(states.OPENED, sagas, run_id=run_id, tx=tx)
+
+    # -- moves -----------------------------------------------------------------------------------
+
+    def advance(
+        self,
+        move: Move,
+        sagas: Sequence[Saga],
+        *,
+        details: Mapping[SagaId, Detail] | None = None,
+        step: str | None = None,
+        duration_ms: float | None = None,
+        owner: str | None = None,
+        run_id: str | None = None,
+        takeover: bool = False,
+        tx: psycopg.Connection[DictRow] | None = None,
+    ) -> list[Saga]:
+        """Move sagas and append the event; with `owner`, give it a fresh lease.
+
+        Returns the moved ones as they are now, in the order of saga_id.
+        """
+        if not sagas:
+            return []
+        if tx is None:
+            with self.transaction() as tx:
+                return self.advance(
+                    move,
+                    sagas,
+                    details=details,
+                    step=step,
+                    duration_ms=duration_ms,
+                    owner=owner,
+                    run_id=run_id,
+                    takeover=takeover,
+                    tx=tx,
+                )
+        found = details or {}
+        return self._sagas(
+            tx,
+            "advance",
+            saga_ids=[saga.saga_id for saga in sagas],
+            epochs=[saga.epoch for saga in sagas],
+            details=[Jsonb(dict(found.get(saga.saga_id, {}))) for saga in sagas],
+            event=move.event,
+            source=[status.value for status in move.source],
+            target=move.target.value if move.target else None,
+            epoch_step=int(move.raises_epoch),
+            takeover=int(takeover),
+            records=move.records or "",
+            step=step,
+            duration_ms=duration_ms,
+            owner=owner,
+            run_id=run_id,
+            lease_s=self._lease_s,
+        )
+
+    def pivot(self, sagas: Sequence[Saga], *, steps: Sequence[str]) -> Pivoted:
+        """Make the versions live, all in one transaction; what cannot be is that document's only.
+
+        A saga must be in progress, at the epoch given, with all `steps` completed. Its document's
+        live version must still be the one it builds on, and published.
+        """
+        epochs = {saga.saga_id: saga.epoch for saga in sagas}
+        with self.transaction() as tx:
+            held = [
+                saga
+                for saga in self._sagas(tx, "lock_sagas", saga_ids=sorted(epochs))
+                if saga.status is Status.IN_PROGRESS
+                and saga.epoch == epochs[saga.saga_id]
+                and all(step in saga.completed_steps for step in steps)
+            ]
+            document_ids = sorted({saga.document_id for saga in held})
+            rows = tx.execute(_SQL["lock_documents"], {"document_ids": document_ids}).fetchall()
+            pointers = {row["document_id"]: row for row in rows}
+            conflicts = [
+                s for s in held if pointers[s.document_id]["live_version"] != s.expected_version
+            ]
+            rest = [s for s in held if s not in conflicts]
+            blocked = [s for s in rest if pointers[s.document_id]["live_is_unpublished"]]
+            winners = [s for s in rest if s not in blocked]
+            completed = self._point_documents(tx, winners, pointers)
+        return Pivoted(completed=completed, conflicts=conflicts, blocked=blocked)
+
+    def _point_documents(
+        self,
+        tx: psycopg.Connection[DictRow],
+        winners: Sequence[Saga],
+        pointers: Mapping[str, DictRow],
+    ) -> list[Saga]:
+        tx.execute(
+            _SQL["point_documents"],
+            {
+                "document_ids": [saga.document_id for saga in winners],
+                "versions": [saga.version for saga in winners],
+                "saga_ids": [saga.saga_id for saga in winners],
+                "content_hashes": [saga.content_hash for saga in winners],
+            },
+        )
+        replaced = {
+            saga.saga_id: {"replaces_saga_id": pointers[saga.document_id]["live_saga_id"]}
+            for saga in winners
+        }
+        return self.advance(states.COMPLETED, winners, details=replaced, tx=tx)
+
+    # -- ownership -------------------------------------------------------------------------------
+
+    def held(self, saga_ids: Sequence[str], *, owner: str) -> list[Saga]:
+        """Those that `owner` still holds, in any status, with their leases renewed."""
+        with self.transaction() as tx:
+            return self._sagas(
+                tx, "held_sagas", saga_ids=list(saga_ids), owner=owner, lease_s=self._lease_s
+            )
+
+    def renew(self, owner: str) -> int:
+        """Renew all leases of `owner`; how many there were."""
+        with self.transaction() as tx:
+            values = {"owner": owner, "lease_s": self._lease_s}
+            return tx.execute(_SQL["renew_leases"], values).rowcount
+
+    def take_over(
+        self,
+        owner: str,
+        *,
+        limit: int = 50,
+        among: Sequence[str] | None = None,
+        dead_owner: str | None = None,
+        run_id: str | None = None,
+    ) -> list[Saga]:
+        """Claim sagas whose lease has run out, raising their epoch so that no one else moves them.
+
+        With `among`, only these, and whatever `dead_owner` holds of them even if its lease still
+        runs: for an owner that is known to have ended. They come back in the status they had,
+        pending ones excepted: those are in progress now.
+        """
+        with self.transaction() as tx:
+            if among is None:
+                expired = self._sagas(tx, "expired_sagas", limit=limit)
+            else:
+                expired = self._sagas(
+                    tx, "expired_among", saga_ids=list(among), dead_owner=dead_owner
+                )
+            taken: list[Saga] = []
+            for status, move in _TAKE_OVER.items():
+                group = [saga for saga in expired if saga.status is status]
+                # A saga that nobody ever claimed has not crashed anyone yet.
+                takeover = status is not Status.PENDING
+                taken += self.advance(
+                    move, group, owner=owner, run_id=run_id, takeover=takeover, tx=tx
+                )
+        return taken
+
+    # -- extractions -----------------------------------------------------------------------------
+
+    def submitted_documents(self, saga_ids: Sequence[str]) -> dict[SagaId, Document]:
+        """The raw documents of those sagas that have not been extracted yet."""
+        with self.transaction() as tx:
+            rows = tx.execute(_SQL["submitted_documents"], {"saga_ids": list(saga_ids)}).fetchall()
+            sagas = {s.saga_id: s for s in self._sagas(tx, "sagas_by_id", saga_ids=list(saga_ids))}
+        return {
+            row["saga_id"]: Document(
+                document_id=sagas[row["saga_id"]].document_id,
+                name=row["name"],
+                content=bytes(row["source"]),
+                media_type=row["media_type"],
+                collection=row["collection"],
+                metadata=row["metadata"],
+                source_uri=row["source_uri"],
+            )
+            for row in rows
+        }
+
+    def store_extractions(
+        self, sagas: Sequence[Saga], bodies: Mapping[SagaId, bytes]
+    ) -> set[SagaId]:
+        """Replace raw input by its packed extraction; the sagas still held by the caller."""
+        with self.transaction() as tx:
+            rows = tx.execute(
+                _SQL["store_extractions"],
+                {
+                    "saga_ids": [saga.saga_id for saga in sagas],
+                    "epochs": [saga.epoch for saga in sagas],
+                    "bodies": [bodies[saga.saga_id] for saga in sagas],
+                },
+            ).fetchall()
+        return {row["saga_id"] for row in rows}
+
+    def extraction_bodies(self, saga_ids: Sequence[str]) -> dict[SagaId, bytes]:
+        """Packed extractions by saga; sagas without one are left out."""
+        rows = self._rows("extraction_bodies", saga_ids=list(saga_ids))
+        return {row["saga_id"]: bytes(row["body"]) for row in rows}
+
+    # -- after the pivot, after the end ------------------------------------------------------------
+
+    def publications(self, sagas: Sequence[Saga]) -> list[Publication]:
+        """What is to be published: those of the sagas whose version is the live one."""
+        rows = self._rows("publications", saga_ids=[saga.saga_id for saga in sagas])
+        return [_publication(row) for row in rows]
+
+    def close_published(
+        self, sagas: Sequence[Saga], *, sweep_after_s: Sequence[float], duration_ms: float
+    ) -> list[Saga]:
+        """Set `published_at`, and schedule the removal of what was replaced."""
+        with self.transaction() as tx:
+            published = self.advance(states.PUBLISHED, sagas, duration_ms=duration_ms, tx=tx)
+            replaced = [s.replaces_saga_id for s in published if s.replaces_saga_id]
+            _schedule_sweeps(tx, replaced, sweep_after_s, "superseded")
+        return published
+
+    def close_compensated(
+        self,
+        compensated: Sequence[Saga],
+        failed: Sequence[Saga],
+        quarantined: Sequence[Saga],
+        *,
+        sweep_after_s: Sequence[float],
+    ) -> list[Saga]:
+        """End sagas whose undos are over, quarantine some and schedule the sweeps of the others."""
+        with self.transaction() as tx:
+            ended = self.advance(states.COMPENSATED, compensated, tx=tx)
+            _schedule_sweeps(tx, [s.saga_id for s in ended], sweep_after_s, "compensated")
+            ended += self.advance(states.FAILED, failed, tx=tx)
+            moved = {saga.saga_id for saga in ended}
+            ids = sorted({saga.saga_id for saga in quarantined} & moved)
+            tx.execute(_SQL["quarantine"], {"saga_ids": ids})
+        return ended
+
+    def due_sweeps(self, *, limit: int = 200) -> list[DueSweep]:
+        """Sweeps to do now, the longest overdue first."""
+        return [
+            DueSweep(
+                ref=VersionRef(
+                    document_id=row["document_id"], version=row["version"], saga_id=row["saga_id"]
+                ),
+                due_at=row["due_at"],
+            )
+            for row in self._rows("due_sweeps", limit=limit)
+        ]
+
+    def finish_sweeps(self, sweeps: Sequence[DueSweep]) -> None:
+        """The stores hold nothing of these any more; superseded extractions go too."""
+        saga_ids = [sweep.ref.saga_id for sweep in sweeps]
+        due_ats = [sweep.due_at for sweep in sweeps]
+        with self.transaction() as tx:
+            tx.execute(_SQL["finish_sweeps"], {"saga_ids": saga_ids, "due_ats": due_ats})
+            tx.execute(_SQL["drop_extractions"], {"saga_ids": saga_ids})
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def sagas(self, saga_ids: Sequence[str]) -> list[Saga]:
+        """These sagas, in the order of saga_id; unknown ids are left out."""
+        return [_saga(row) for row in self._rows("sagas_by_id", saga_ids=list(saga_ids))]
+
+    def sagas_of_run(self, run_id: str) -> list[Saga]:
+        """The sagas a Dagster run drives or drove last, by arrival."""
+        return [_saga(row) for row in self._rows("sagas_of_run", run_id=run_id)]
+
+    def list_sagas(
+        self,
+        *,
+        statuses: Sequence[Status] | None = None,
+        document_id: str | None = None,
+        limit: int = 100,
+    ) -> list[Saga]:
+        """The newest sagas first."""
+        values = [status.value for status in statuses] if statuses else None
+        rows = self._rows("list_sagas", statuses=values, document_id=document_id, limit=limit)
+        return [_saga(row) for row in rows]
+
+    def newest_sagas(self, *, limit: int = 1000) -> list[Saga]:
+        """The last saga of each document, by arrival."""
+        return [_saga(row) for row in self._rows("newest_sagas", limit=limit)]
+
+    def pointers(self, document_ids: Sequence[str]) -> dict[str, DictRow]:
+        """document_id -> live_version, live_saga_id, content_hash."""
+        rows = self._rows("pointers", document_ids=list(document_ids))
+        return {row["document_id"]: row for row in rows}
+
+    def events(self, saga_id: str) -> list[DictRow]:
+        """A saga's audit trail, oldest first."""
+        return self._rows("events", saga_id=saga_id)
+
+    def quarantined(self, *, limit: int = 100) -> list[DictRow]:
+        """What waits in quarantine, oldest first."""
+        return self._rows("list_quarantine", limit=limit)
+
+    def release_from_quarantine(self, saga_ids: Sequence[str]) -> None:
+        """Mark entries as dealt with."""
+        with self.transaction() as tx:
+            tx.execute(_SQL["release_from_quarantine"], {"saga_ids": list(saga_ids)})
+
+    def unsettled_sources(self) -> list[DictRow]:
+        """Dropped files that have not left the inbox yet, each with the sagas it led to."""
+        return self._rows("unsettled_sources")
+
+    def settle_source(self, source_uri: str, body_hash: str) -> None:
+        """The file has left the inbox."""
+        with self.transaction() as tx:
+            values = {"source_uri": source_uri, "body_hash": body_hash}
+            tx.execute(_SQL["settle_source"], values)
+
+    def _rows(self, query: str, **values: object) -> list[DictRow]:
+        with self.transaction() as tx:
+            return tx.execute(_SQL[query], values).fetchall()
+
+    def _sagas(self, tx: psycopg.Connection[DictRow], query: str, **values: object) -> list[Saga]:
+        return [_saga(row) for row in tx.execute(_SQL[query], values).fetchall()]
+
+
+_TAKE_OVER = {
+    Status.PENDING: states.CLAIMED,
+    Status.IN_PROGRESS: states.RESUMED,
+    Status.COMPENSATING: states.COMPENSATION_RESUMED,
+    Status.COMPLETED: states.PUBLISH_RESUMED,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _NewSaga:
+    """A saga about to be inserted."""
+
+    saga_id: SagaId
+    document_id: str
+    version: int
+    expected_version: int | None
+    content_hash: str
+    opening: Opening | None
+    predecessor_saga_id: SagaId | None
+
+    @classmethod
+    def of(
+        cls,
+        document_id: str,
+        opening: Opening | None,
+        pointer: DictRow,
+        predecessor: Saga | None = None,
+    ) -> _NewSaga:
+        source = predecessor or opening
+        assert source is not None
+        return cls(
+            saga_id=SagaId(f"ingest_{document_id}_{secrets.token_hex(8)}"),
+            document_id=document_id,
+            version=pointer["last_version"] + 1,
+            expected_version=pointer["live_version"],
+            content_hash=source.content_hash,
+            opening=opening,
+            predecessor_saga_id=predecessor.saga_id if predecessor else None,
+        )
+
+
+def _known_saga(opening: Opening, pointer: DictRow, rivals: Sequence[Saga]) -> Saga | SagaId | None:
+    """The open saga to join, the id of the saga that made this content live, or None."""
+    for rival in rivals:
+        if rival.content_hash == opening.content_hash:
+            return rival
+    # With another saga open, equality with the live version proves nothing: A, then B in flight,
+    # then A again has to end with A.
+    if not rivals and pointer["live_saga_id"] and pointer["content_hash"] == opening.content_hash:
+        return cast(SagaId, pointer["live_saga_id"])
+    return None
+
+
+def _insert_extractions(
+    tx: psycopg.Connection[DictRow], opened: Sequence[tuple[Saga, Opening | None]]
+) -> None:
+    values = [
+        {
+            "saga_id": saga.saga_id,
+            "name": opening.document.name,
+            "media_type": opening.document.media_type,
+            "collection": opening.document.collection,
+            "metadata": Jsonb(dict(opening.document.metadata)),
+            "source_uri": opening.document.source_uri,
+            "source": None if opening.body is not None else opening.document.content,
+            "body": opening.body,
+        }
+        for saga, opening in opened
+        if opening is not None
+    ]
+    with tx.cursor() as cursor:
+        cursor.executemany(_SQL["insert_extractions"], values)
+
+
+def _insert_submissions(
+    tx: psycopg.Connection[DictRow], opened: Sequence[tuple[Saga, Opening]], run_id: str | None
+) -> None:
+    values = [
+        {
+            "client": opening.client,
+            "idempotency_key": opening.idempotency_key,
+            "body_hash": opening.body_hash,
+            "document_id": saga.document_id,
+            "saga_id": saga.saga_id,
+            "source_uri": opening.document.source_uri,
+            "run_id": run_id,
+        }
+        for saga, opening in opened
+    ]
+    with tx.cursor() as cursor:
+        cursor.executemany(_SQL["insert_submissions"], values)
+
+
+def _schedule_sweeps(
+    tx: psycopg.Connection[DictRow],
+    saga_ids: Sequence[SagaId],
+    after_s: Sequence[float],
+    reason: str,
+) -> None:
+    values = {"saga_ids": list(saga_ids), "delays_s": list(after_s), "reason": reason}
+    tx.execute(_SQL["schedule_sweeps"], values)
+
+
+def _saga(row: DictRow) -> Saga:
+    values = {field: row[field] for field in _SAGA_FIELDS}
+    return Saga(**{**values, "status": Status(row["status"])})
+
+
+def _publication(row: DictRow) -> Publication:
+    replaced = None
+    if row["replaced_saga_id"]:
+        replaced = VersionRef(
+            document_id=row["document_id"],
+            version=row["replaced_version"],
+            saga_id=row["replaced_saga_id"],
+        )
+    ref = VersionRef(document_id=row["document_id"], version=row["version"], saga_id=row["saga_id"])
+    return Publication(ref=ref, replaced=replaced)
+
+
+def _columns(saga: Saga, *names: str) -> dict[str, object]:
+    return {name: getattr(saga, name) for name in names}

@@ -1,0 +1,268 @@
+-- Every read and write of the ledger.
+--
+-- A move (advance) is one conditional UPDATE on (status, epoch) that also appends one event to the
+-- audit log, for a batch of sagas at once; what it does not return was refused. Statements lock saga
+-- rows in the order of saga_id, then document rows in the order of document_id, so none deadlock.
+-- Leases are set and compared by clock_timestamp() of this database, never by a host's clock.
+
+-- advance --
+WITH move AS (
+    SELECT * FROM unnest(%(saga_ids)s::text[], %(epochs)s::integer[], %(details)s::jsonb[])
+                  AS m (saga_id, epoch, detail)
+), locked AS MATERIALIZED (
+    SELECT s.saga_id FROM apex.saga_state s JOIN move m USING (saga_id)
+    ORDER BY s.saga_id FOR UPDATE OF s
+), clock AS MATERIALIZED (
+    SELECT clock_timestamp() AS at
+), moved AS (
+    UPDATE apex.saga_state s SET
+        status = coalesce(%(target)s, s.status),
+        epoch = s.epoch + %(epoch_step)s::integer,
+        takeovers = s.takeovers + %(takeover)s::integer,
+        current_step = coalesce(%(step)s, s.current_step),
+        completed_steps = CASE WHEN %(records)s = 'completed_step'
+            THEN s.completed_steps || jsonb_build_object(%(step)s::text, m.detail) ELSE s.completed_steps END,
+        undone_steps = CASE WHEN %(records)s = 'undone_step'
+            THEN s.undone_steps || jsonb_build_object(%(step)s::text, m.detail) ELSE s.undone_steps END,
+        error = CASE WHEN %(records)s = 'error' THEN m.detail
+            WHEN %(target)s = 'completed' THEN NULL ELSE s.error END,
+        replaces_saga_id = coalesce(m.detail ->> 'replaces_saga_id', s.replaces_saga_id),
+        run_id = coalesce(%(run_id)s, s.run_id),
+        lease_owner = coalesce(%(owner)s, s.lease_owner),
+        lease_expires_at = CASE WHEN %(owner)s::text IS NULL THEN s.lease_expires_at
+            ELSE c.at + %(lease_s)s::double precision * interval '1 second' END,
+        ended_at = CASE WHEN %(target)s IN ('completed', 'compensated', 'failed') THEN c.at
+            WHEN %(target)s::text IS NOT NULL THEN NULL ELSE s.ended_at END,
+        published_at = CASE WHEN %(event)s = 'saga_published' THEN c.at ELSE s.published_at END,
+        updated_at = c.at,
+        event_seq = s.event_seq + 1,
+        event_hash = apex.event_hash(
+            s.event_hash, s.saga_id, s.event_seq + 1, %(event)s, %(step)s, coalesce(%(target)s, s.status),
+            s.epoch + %(epoch_step)s::integer, %(duration_ms)s::double precision, m.detail, c.at)
+    FROM move m JOIN locked USING (saga_id), clock c
+    WHERE s.saga_id = m.saga_id AND s.epoch = m.epoch AND s.status = ANY (%(source)s)
+    RETURNING s.*, m.detail, c.at
+), logged AS (
+    INSERT INTO apex.saga_event (saga_id, seq, event, step, status, epoch, duration_ms, detail, at, hash)
+    SELECT saga_id, event_seq, %(event)s::text, %(step)s::text, status, epoch,
+           %(duration_ms)s::double precision, detail, at, event_hash
+    FROM moved
+)
+SELECT * FROM moved ORDER BY saga_id
+
+-- ensure_documents --
+INSERT INTO apex.documents (document_id)
+SELECT unnest(%(document_ids)s::text[]) ORDER BY 1
+ON CONFLICT DO NOTHING
+
+-- lock_documents --
+SELECT d.document_id, d.last_version, d.live_version, d.live_saga_id, d.content_hash,
+       live.version IS NOT NULL AND live.published_at IS NULL AS live_is_unpublished
+FROM apex.documents d LEFT JOIN apex.saga_state live ON live.saga_id = d.live_saga_id
+WHERE d.document_id = ANY (%(document_ids)s)
+ORDER BY d.document_id FOR UPDATE OF d
+
+-- open_sagas_of_documents --
+-- Run after lock_documents, so that an opening committed meanwhile is seen.
+SELECT * FROM apex.saga_state
+WHERE document_id = ANY (%(document_ids)s) AND status IN ('pending', 'in_progress')
+ORDER BY arrival
+
+-- insert_sagas --
+-- Without an owner, but with a lease: if whoever opened them dies before the claim, recovery finds them.
+INSERT INTO apex.saga_state (saga_id, kind, document_id, version, expected_version, content_hash,
+                             predecessor_saga_id, run_id, lease_expires_at)
+SELECT o.saga_id, 'ingest', o.document_id, o.version, o.expected_version, o.content_hash,
+       o.predecessor_saga_id, %(run_id)s, clock_timestamp() + %(lease_s)s * interval '1 second'
+FROM unnest(%(saga_ids)s::text[], %(document_ids)s::text[], %(versions)s::integer[],
+            %(expected_versions)s::integer[], %(content_hashes)s::text[], %(predecessors)s::text[])
+     WITH ORDINALITY AS o (saga_id, document_id, version, expected_version, content_hash,
+                           predecessor_saga_id, position)
+ORDER BY o.position
+RETURNING *
+
+-- count_versions --
+UPDATE apex.documents d SET last_version = o.version, updated_at = clock_timestamp()
+FROM unnest(%(document_ids)s::text[], %(versions)s::integer[]) AS o (document_id, version)
+WHERE d.document_id = o.document_id
+
+-- insert_extractions --
+INSERT INTO apex.extraction (saga_id, name, media_type, collection, metadata, source_uri, source, body)
+VALUES (%(saga_id)s, %(name)s, %(media_type)s, %(collection)s, %(metadata)s, %(source_uri)s,
+        %(source)s, %(body)s)
+
+-- copy_extraction --
+INSERT INTO apex.extraction (saga_id, name, media_type, collection, metadata, source_uri, source, body)
+SELECT %(saga_id)s, name, media_type, collection, metadata, source_uri, source, body
+FROM apex.extraction WHERE saga_id = %(predecessor_saga_id)s
+
+-- insert_submissions --
+INSERT INTO apex.submission (client, idempotency_key, body_hash, document_id, saga_id, source_uri, run_id)
+VALUES (%(client)s, %(idempotency_key)s, %(body_hash)s, %(document_id)s, %(saga_id)s, %(source_uri)s,
+        %(run_id)s)
+
+-- copy_submissions --
+INSERT INTO apex.submission (client, body_hash, document_id, saga_id, source_uri, run_id)
+SELECT client, body_hash, document_id, %(saga_id)s, source_uri, %(run_id)s
+FROM apex.submission WHERE saga_id = %(predecessor_saga_id)s
+
+-- submitted_documents --
+SELECT saga_id, name, media_type, collection, metadata, source_uri, source
+FROM apex.extraction WHERE saga_id = ANY (%(saga_ids)s) AND body IS NULL
+
+-- store_extractions --
+-- Only the owner may: a zombie's extraction must not replace what a later owner staged from.
+UPDATE apex.extraction x SET body = o.body, source = NULL
+FROM unnest(%(saga_ids)s::text[], %(epochs)s::integer[], %(bodies)s::bytea[]) AS o (saga_id, epoch, body)
+JOIN apex.saga_state s ON s.saga_id = o.saga_id AND s.epoch = o.epoch AND s.status = 'in_progress'
+WHERE x.saga_id = o.saga_id
+RETURNING x.saga_id
+
+-- extraction_bodies --
+SELECT saga_id, body FROM apex.extraction WHERE saga_id = ANY (%(saga_ids)s) AND body IS NOT NULL
+
+-- held_sagas --
+-- Those of the given sagas that the owner still holds, their leases renewed.
+WITH locked AS MATERIALIZED (
+    SELECT saga_id FROM apex.saga_state WHERE saga_id = ANY (%(saga_ids)s) ORDER BY saga_id FOR UPDATE
+)
+UPDATE apex.saga_state s
+SET lease_expires_at = clock_timestamp() + %(lease_s)s * interval '1 second'
+FROM locked WHERE s.saga_id = locked.saga_id AND s.lease_owner = %(owner)s
+RETURNING s.*
+
+-- renew_leases --
+-- One statement for all that an owner holds.
+UPDATE apex.saga_state
+SET lease_expires_at = clock_timestamp() + %(lease_s)s * interval '1 second'
+WHERE saga_id IN (
+    SELECT saga_id FROM apex.saga_state
+    WHERE lease_owner = %(owner)s
+      AND (status IN ('in_progress', 'compensating') OR (status = 'completed' AND published_at IS NULL))
+    ORDER BY saga_id FOR UPDATE)
+
+-- expired_sagas --
+-- SKIP LOCKED lets several recoveries run side by side without queueing behind each other.
+SELECT * FROM apex.saga_state
+WHERE lease_expires_at < clock_timestamp()
+  AND (status IN ('pending', 'in_progress', 'compensating')
+       OR (status = 'completed' AND published_at IS NULL))
+ORDER BY saga_id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+
+-- expired_among --
+SELECT * FROM apex.saga_state
+WHERE saga_id = ANY (%(saga_ids)s)
+  AND (lease_expires_at < clock_timestamp() OR lease_owner = %(dead_owner)s)
+ORDER BY saga_id FOR UPDATE SKIP LOCKED
+
+-- lock_sagas --
+SELECT * FROM apex.saga_state WHERE saga_id = ANY (%(saga_ids)s) ORDER BY saga_id FOR UPDATE
+
+-- point_documents --
+-- The pivot itself: from this row on readers see the new version.
+UPDATE apex.documents d
+SET live_version = o.version, live_saga_id = o.saga_id, content_hash = o.content_hash,
+    ingestion_status = 'committed', deleted_at = NULL, updated_at = clock_timestamp()
+FROM unnest(%(document_ids)s::text[], %(versions)s::integer[], %(saga_ids)s::text[],
+            %(content_hashes)s::text[]) AS o (document_id, version, saga_id, content_hash)
+WHERE d.document_id = o.document_id
+
+-- publications --
+SELECT s.saga_id, s.document_id, s.version,
+       old.saga_id AS replaced_saga_id, old.version AS replaced_version
+FROM apex.saga_state s
+JOIN apex.documents d ON d.live_saga_id = s.saga_id
+LEFT JOIN apex.saga_state old ON old.saga_id = s.replaces_saga_id
+WHERE s.saga_id = ANY (%(saga_ids)s)
+ORDER BY s.saga_id
+
+-- schedule_sweeps --
+INSERT INTO apex.sweep (saga_id, due_at, reason)
+SELECT saga_id, clock_timestamp() + delay_s * interval '1 second', %(reason)s
+FROM unnest(%(saga_ids)s::text[]) AS saga_id, unnest(%(delays_s)s::double precision[]) AS delay_s
+ON CONFLICT DO NOTHING
+
+-- due_sweeps --
+-- Only what can never be live again: a row here is a claim about the past, so it is checked once
+-- more. Without a lock: two sweepers that meet remove the same things twice, which is harmless.
+SELECT w.saga_id, w.due_at, s.document_id, s.version
+FROM apex.sweep w
+JOIN apex.saga_state s USING (saga_id)
+JOIN apex.documents d USING (document_id)
+WHERE w.due_at < clock_timestamp()
+  AND d.live_saga_id IS DISTINCT FROM s.saga_id
+  AND (s.status = 'compensated' OR (s.status = 'completed' AND s.published_at IS NOT NULL))
+ORDER BY w.due_at LIMIT %(limit)s
+
+-- finish_sweeps --
+DELETE FROM apex.sweep w
+USING unnest(%(saga_ids)s::text[], %(due_ats)s::timestamptz[]) AS o (saga_id, due_at)
+WHERE w.saga_id = o.saga_id AND w.due_at = o.due_at
+
+-- drop_extractions --
+-- A superseded version is never repaired, so what it was staged from can go with it.
+DELETE FROM apex.extraction x USING apex.saga_state s
+WHERE x.saga_id = ANY (%(saga_ids)s) AND s.saga_id = x.saga_id AND s.status = 'completed'
+
+-- quarantine --
+INSERT INTO apex.quarantine (saga_id, document_id, error_class, step, reason, attempts, source_uri)
+SELECT s.saga_id, s.document_id, coalesce(s.error ->> 'class', 'unexpected'), s.error ->> 'step',
+       coalesce(s.error ->> 'message', 'no reason was recorded'), s.takeovers + 1, x.source_uri
+FROM apex.saga_state s LEFT JOIN apex.extraction x USING (saga_id)
+WHERE s.saga_id = ANY (%(saga_ids)s)
+ON CONFLICT (saga_id) DO UPDATE SET reason = excluded.reason, error_class = excluded.error_class,
+    step = excluded.step, released_at = NULL
+
+-- release_from_quarantine --
+UPDATE apex.quarantine SET released_at = clock_timestamp()
+WHERE saga_id = ANY (%(saga_ids)s) AND released_at IS NULL
+
+-- list_quarantine --
+SELECT saga_id, document_id, error_class, step, reason, attempts, source_uri, created_at
+FROM apex.quarantine WHERE released_at IS NULL ORDER BY created_at LIMIT %(limit)s
+
+-- sagas_by_id --
+SELECT * FROM apex.saga_state WHERE saga_id = ANY (%(saga_ids)s) ORDER BY saga_id
+
+-- sagas_of_run --
+SELECT * FROM apex.saga_state WHERE run_id = %(run_id)s ORDER BY arrival
+
+-- successors --
+SELECT * FROM apex.saga_state
+WHERE predecessor_saga_id = ANY (%(saga_ids)s) AND run_id = %(run_id)s
+
+-- list_sagas --
+SELECT * FROM apex.saga_state
+WHERE (%(statuses)s::text[] IS NULL OR status = ANY (%(statuses)s))
+  AND (%(document_id)s::text IS NULL OR document_id = %(document_id)s)
+ORDER BY created_at DESC, arrival DESC LIMIT %(limit)s
+
+-- newest_sagas --
+-- The last saga of each document, in the order of their arrival.
+SELECT * FROM (
+    SELECT DISTINCT ON (document_id) * FROM apex.saga_state ORDER BY document_id, arrival DESC
+) newest ORDER BY arrival LIMIT %(limit)s
+
+-- pointers --
+SELECT document_id, live_version, live_saga_id, content_hash FROM apex.documents
+WHERE document_id = ANY (%(document_ids)s)
+
+-- events --
+SELECT seq, event, step, status, epoch, duration_ms, detail, at FROM apex.saga_event
+WHERE saga_id = %(saga_id)s ORDER BY seq
+
+-- unsettled_sources --
+SELECT u.source_uri, u.body_hash, bool_and(s.status IN ('completed', 'compensated', 'failed')) AS ended,
+       jsonb_agg(jsonb_build_object(
+           'document_id', s.document_id, 'saga_id', s.saga_id, 'status', s.status, 'error', s.error)
+           ORDER BY s.arrival) AS sagas
+FROM (
+    SELECT DISTINCT ON (source_uri, body_hash, document_id) source_uri, body_hash, document_id, saga_id
+    FROM apex.submission WHERE source_uri IS NOT NULL AND settled_at IS NULL
+    ORDER BY source_uri, body_hash, document_id, submission_id DESC
+) u JOIN apex.saga_state s USING (saga_id)
+GROUP BY u.source_uri, u.body_hash
+
+-- settle_source --
+UPDATE apex.submission SET settled_at = clock_timestamp()
+WHERE source_uri = %(source_uri)s AND body_hash = %(body_hash)s AND settled_at IS NULL

@@ -1,0 +1,59 @@
+"""Finishes what dead owners left: takes over expired leases and drives every saga to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from apex_dagster.saga.compensation import Compensation
+from apex_dagster.saga.engine import SagaEngine
+from apex_dagster.saga.saga import Failure, Saga
+from apex_dagster.saga.states import Status
+
+log = structlog.get_logger(__name__)
+
+
+class Recovery:
+    """Takes over sagas whose owner has been silent for longer than its lease.
+
+    `resume` drives sagas in progress on from where their ledger rows say they are, and leaves
+    them ended, or failed with an `error` for this class to compensate.
+    """
+
+    def __init__(
+        self,
+        engine: SagaEngine,
+        compensation: Compensation,
+        *,
+        resume: Callable[[Sequence[Saga], str], None],
+        takeovers_max: int,
+    ) -> None:
+        self._engine, self._compensation = engine, compensation
+        self._resume, self._takeovers_max = resume, takeovers_max
+
+    def recover(self, *, owner: str, limit: int = 50) -> list[Saga]:
+        """Take over and finish up to `limit` sagas; all of them, as they are now."""
+        with self._engine.lease(owner):
+            taken = self._engine.ledger.take_over(owner, limit=limit)
+            for saga in taken:
+                log.info("saga_taken_over", saga_id=saga.saga_id, takeovers=saga.takeovers)
+            self._engine.publish([s for s in taken if s.status is Status.COMPLETED])
+            self._compensation.finish([s for s in taken if s.status is Status.COMPENSATING])
+            # One by one: a document that kills its worker must not take others with it.
+            for saga in (saga for saga in taken if saga.status is Status.IN_PROGRESS):
+                self._finish(saga, owner)
+        return self._engine.ledger.sagas([saga.saga_id for saga in taken])
+
+    def _finish(self, saga: Saga, owner: str) -> None:
+        if saga.error is None and saga.takeovers <= self._takeovers_max:
+            self._resume([saga], owner)
+            return
+        crash_loop = Failure(
+            error_class="crash_loop",
+            step=saga.current_step,
+            message=f"{saga.takeovers} owners died or fell silent while driving it",
+        )
+        self._compensation.finish(
+            self._compensation.begin([saga.saga_id], owner=owner, failure=crash_loop)
+        )

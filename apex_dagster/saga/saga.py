@@ -1,0 +1,83 @@
+"""A saga as the ledger last showed it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from apex_dagster.errors import ApexError, ErrorClass
+from apex_dagster.records import SagaId, VersionRef
+from apex_dagster.saga.states import Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saga:
+    """One row of `apex.saga_state`. `epoch` fences: every move names the epoch it was read with."""
+
+    saga_id: SagaId
+    kind: str
+    document_id: str
+    status: Status
+    current_step: str | None
+    completed_steps: Mapping[str, Any]  # saga step -> receipt
+    undone_steps: Mapping[
+        str, Any
+    ]  # saga step -> {"removed": n}, {"skipped": why}, {"error": what}
+    version: int
+    expected_version: int | None  # live when the saga was opened
+    content_hash: str
+    arrival: int
+    epoch: int
+    takeovers: int
+    lease_owner: str | None
+    lease_expires_at: datetime | None
+    predecessor_saga_id: SagaId | None
+    replaces_saga_id: SagaId | None
+    run_id: str | None
+    error: Mapping[str, Any] | None
+    created_at: datetime
+    ended_at: datetime | None
+    published_at: datetime | None
+
+    @property
+    def ref(self) -> VersionRef:
+        """What the stores know it by."""
+        return VersionRef(document_id=self.document_id, version=self.version, saga_id=self.saga_id)
+
+    @property
+    def duration_ms(self) -> float | None:
+        """From opening to its end; None while it is open."""
+        if self.ended_at is None:
+            return None
+        return (self.ended_at - self.created_at).total_seconds() * 1000
+
+    def started(self, step: str) -> bool:
+        """Whether the step's write may have been sent. A ledger row precedes every write."""
+        return step in self.completed_steps or step == self.current_step
+
+    def undone(self, step: str) -> bool:
+        """Whether the step's undo has succeeded, or had nothing to do."""
+        return step in self.undone_steps and "error" not in self.undone_steps[step]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a saga cannot go on: kept in the ledger, shown to whoever asks."""
+
+    error_class: ErrorClass | str  # or "version_conflict", "crash_loop", "interrupted", "requested"
+    step: str | None
+    message: str
+
+    @classmethod
+    def of(cls, error: BaseException, step: str | None) -> Failure:
+        """The failure that an exception stands for."""
+        known = isinstance(error, ApexError)
+        error_class = getattr(error, "error_class", "permanent") if known else "unexpected"
+        message = str(error) if known else f"{type(error).__name__}: {error}"
+        return cls(error_class=error_class, step=step, message=message)
+
+    def as_detail(self) -> dict[str, Any]:
+        """The form in the ledger."""
+        return {"class": self.error_class, "step": self.step, "message": self.message}

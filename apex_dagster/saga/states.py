@@ -1,0 +1,93 @@
+"""The statuses of a saga, and the one table of moves between them.
+
+    pending -> in_progress -> completed       pivot passed; publish is open work still
+                  | (a new lease resumes it, epoch + 1)
+                  v
+             compensating -> compensated      every store as before the saga; final
+                  \\-> failed -> compensating   an undo used up its retries: an operator is needed
+
+`compensating` never returns to `in_progress`: its undo may have removed what a later step needs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+
+class Status(StrEnum):
+    """Exactly these; the ledger checks the same list."""
+
+    PENDING = "pending"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    COMPENSATING = "compensating"
+    COMPENSATED = "compensated"
+    FAILED = "failed"
+
+
+OPEN = frozenset({Status.PENDING, Status.IN_PROGRESS, Status.COMPENSATING})
+ENDED = frozenset({Status.COMPLETED, Status.COMPENSATED, Status.FAILED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """One kind of change to a saga: a conditional UPDATE and one audit event."""
+
+    event: str
+    source: frozenset[Status]
+    target: Status | None = None  # None: the status stays
+    raises_epoch: bool = False  # the owner changes: whoever held the saga before is fenced off
+    # Which column keeps the event's detail besides the audit log.
+    records: Literal["completed_step", "undone_step", "error"] | None = None
+
+
+def _move(event: str, source: set[Status], target: Status | None = None, **more: object) -> Move:
+    return Move(event=event, source=frozenset(source), target=target, **more)  # type: ignore[arg-type]
+
+
+OPENED = _move("saga_opened", {Status.PENDING})
+CLAIMED = _move("saga_claimed", {Status.PENDING}, Status.IN_PROGRESS, raises_epoch=True)
+RESUMED = _move("saga_resumed", {Status.IN_PROGRESS}, raises_epoch=True)
+
+STEP_STARTED = _move("step_started", {Status.IN_PROGRESS})
+STEP_COMPLETED = _move("step_completed", {Status.IN_PROGRESS}, records="completed_step")
+STEP_FAILED = _move("step_failed", {Status.IN_PROGRESS}, records="error")
+
+COMPLETED = _move("saga_completed", {Status.IN_PROGRESS}, Status.COMPLETED)
+PUBLISH_RESUMED = _move("publish_resumed", {Status.COMPLETED}, raises_epoch=True)
+PUBLISH_FAILED = _move("publish_failed", {Status.COMPLETED})
+PUBLISHED = _move("saga_published", {Status.COMPLETED})
+
+COMPENSATION_STARTED = _move(
+    "compensation_started",
+    {Status.IN_PROGRESS, Status.FAILED},
+    Status.COMPENSATING,
+    raises_epoch=True,
+    records="error",
+)
+COMPENSATION_RESUMED = _move("compensation_resumed", {Status.COMPENSATING}, raises_epoch=True)
+STEP_UNDONE = _move("step_undone", {Status.COMPENSATING}, records="undone_step")
+UNDO_FAILED = _move("undo_failed", {Status.COMPENSATING}, records="undone_step")
+COMPENSATED = _move("saga_compensated", {Status.COMPENSATING}, Status.COMPENSATED)
+FAILED = _move("saga_failed", {Status.COMPENSATING}, Status.FAILED)
+
+MOVES = (
+    OPENED,
+    CLAIMED,
+    RESUMED,
+    STEP_STARTED,
+    STEP_COMPLETED,
+    STEP_FAILED,
+    COMPLETED,
+    PUBLISH_RESUMED,
+    PUBLISH_FAILED,
+    PUBLISHED,
+    COMPENSATION_STARTED,
+    COMPENSATION_RESUMED,
+    STEP_UNDONE,
+    UNDO_FAILED,
+    COMPENSATED,
+    FAILED,
+)

@@ -1,0 +1,33 @@
+"""What the engine needs of a saga step. `apex_dagster.ingestion.steps` builds them from stores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from apex_dagster.records import Publication, Receipt, SagaId, VersionRef
+
+
+class SagaStep(Protocol):
+    """One store's part of a saga. Every method is safe to repeat and may land late."""
+
+    @property
+    def name(self) -> str:
+        """For example "neo4j_write"."""
+        ...
+
+    def stage(self, refs: Sequence[VersionRef]) -> Sequence[Receipt]:
+        """Write the versions beside the live ones; one receipt each, in order."""
+        ...
+
+    def publish(self, publications: Sequence[Publication]) -> None:
+        """Mark the versions as live, and what they replaced as superseded."""
+        ...
+
+    def undo(self, refs: Sequence[VersionRef]) -> Mapping[SagaId, int]:
+        """Remove what was staged; items removed by saga."""
+        ...
+
+    def discard(self, refs: Sequence[VersionRef]) -> Mapping[SagaId, int]:
+        """Remove everything of versions that can never be live again."""
+        ...
