@@ -79,9 +79,7 @@ class PostgresStore:
             held = {s: len(by_saga[s].extraction.chunks) for s in inserted}
             if len(inserted) < len(by_saga):
                 held |= _counts(connection, "staged_counts", saga_ids=list(by_saga))
-        return [
-            _receipt(version.ref.saga_id, held.get(version.ref.saga_id, 0)) for version in batch
-        ]
+        return [_receipt(v.ref.saga_id, held.get(v.ref.saga_id, 0)) for v in batch]
 
     def publish(self, batch: Sequence[Publication]) -> None:
         """As the protocol says. Only the saga that the document's pointer names is committed."""
@@ -89,11 +87,12 @@ class PostgresStore:
             pointers = _lock_pointers(connection, [p.ref for p in batch])
             current = [p for p in batch if not _is_overtaken(p.ref, pointers)]
             wanted = {p.ref.saga_id for p in current}
-            live = wanted & {saga_id for saga_id, _ in pointers.values()}
-            replaced = {p.replaced.saga_id for p in current if p.replaced} - live
-            there = _lock_versions(connection, wanted | replaced)
+            old = {p.replaced.saga_id for p in current if p.replaced}
+            there = _lock_versions(connection, wanted | old)
+            live = wanted & there & {saga_id for saga_id, _ in pointers.values()}
+            retired = {p.replaced.saga_id for p in current if p.replaced and p.ref.saga_id in live}
             _mark(connection, live, source="staged", target="committed")
-            _mark(connection, replaced, source="committed", target="superseded")
+            _mark(connection, retired - live, source="committed", target="superseded")
         if missing := sorted(wanted - there):
             raise StageMissing(STORE, missing)  # the others are published, which is safe to repeat
 

@@ -1,0 +1,78 @@
+"""Points of QdrantStore: what is stored of a chunk, in requests of bounded size, and its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from qdrant_client import models
+
+from apex_dagster.records import Chunk, StagedVersion, item_id
+from apex_dagster.stores.fitness import metadata_json
+
+REQUEST_BYTES_MAX = 8_000_000  # Qdrant's own limit is 32 MB; small ones keep its pauses short
+REQUEST_POINTS_MAX = 500
+_FLOAT_BYTES = 22  # one float of a vector as JSON, at most
+_POINT_BYTES = 500  # ids, field names and numbers of a point as JSON
+
+
+def request_sized(versions: Iterable[StagedVersion]) -> Iterator[list[models.PointStruct]]:
+    """The versions' points, packed into as few lists as fit a request."""
+    pack: list[models.PointStruct] = []
+    pack_bytes = 0
+    for point, point_bytes in _sized_points(versions):
+        full = len(pack) == REQUEST_POINTS_MAX or pack_bytes + point_bytes > REQUEST_BYTES_MAX
+        if pack and full:
+            yield pack
+            pack, pack_bytes = [], 0
+        pack.append(point)
+        pack_bytes += point_bytes
+    if pack:
+        yield pack
+
+
+def record_hash(record: models.Record) -> bytes:
+    """Sha256 of a stored point: its id, its vector's float32 bytes and its payload.
+
+    The three are hashed in one JSON array, so that none can run into its neighbour.
+    """
+    vector = record.vector if isinstance(record.vector, list) else []
+    floats = struct.pack(f"<{len(vector)}f", *vector).hex()
+    canonical = json.dumps([str(record.id), floats, record.payload], sort_keys=True)
+    return hashlib.sha256(canonical.encode()).digest()
+
+
+def _sized_points(
+    versions: Iterable[StagedVersion],
+) -> Iterator[tuple[models.PointStruct, int]]:
+    """Each point with what it takes in a request: bytes, estimated from above."""
+    for version in versions:
+        extraction = version.extraction
+        shared = _POINT_BYTES + len(extraction.title) * 4 + len(extraction.document_id) * 8
+        shared += len(metadata_json(extraction.metadata)) * 4
+        # Python floats hold every float32 exactly, and so do the digits they are written with.
+        vectors = extraction.embeddings.tolist()
+        for chunk, vector in zip(extraction.chunks, vectors, strict=True):
+            point_bytes = shared + len(vector) * _FLOAT_BYTES + len(chunk.text) * 4
+            yield _point(version, chunk, vector), point_bytes
+
+
+def _point(version: StagedVersion, chunk: Chunk, vector: list[float]) -> models.PointStruct:
+    ref, extraction = version.ref, version.extraction
+    payload: dict[str, Any] = {
+        "document_id": ref.document_id,
+        "version": ref.version,
+        "saga_id": ref.saga_id,
+        "ingestion_status": "staged",
+        "ordinal": chunk.ordinal,
+        "text": chunk.text,
+        "title": extraction.title,
+        "collection": extraction.collection,
+        "content_hash": extraction.content_hash,
+        "metadata": dict(extraction.metadata),
+    }
+    point_id = str(item_id(ref.saga_id, "chunk", chunk.ordinal))
+    return models.PointStruct(id=point_id, vector=vector, payload=payload)

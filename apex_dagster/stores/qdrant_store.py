@@ -1,0 +1,287 @@
+"""Qdrant's part: one point for each chunk, in one collection, by the unmodified REST client.
+
+Qdrant has no transactions and cannot compare a point with another, so two guards are checked first
+and then acted on: that nothing newer is published, and that something is staged. What can slip
+through is one case: a stage request delivered late, after the version was removed, whose points are
+then marked by a publisher that was paused in between. Direct readers of Qdrant may see such
+points until the sweep; reads through the project check the pointer and do not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import UnexpectedResponse
+
+from apex_dagster.errors import StageMissing, StoreRejected
+from apex_dagster.records import Extraction, Publication, Receipt, SagaId, StagedVersion, VersionRef
+from apex_dagster.stores.fitness import (
+    Fault,
+    embedding_fault,
+    metadata_fault,
+    refuse_unfit,
+    text_fault,
+)
+from apex_dagster.stores.qdrant_connection import STORE, ClientPerProcess
+from apex_dagster.stores.qdrant_points import record_hash, request_sized
+
+_SERVER_VERSION_MIN = (1, 18)  # older ones ignore update_mode, and would overwrite committed points
+_INDEXED_FIELDS = ("document_id", "saga_id", "ingestion_status", "collection")
+_SAGAS_PER_REQUEST = 500
+_SCROLL_POINTS = 500
+_EMPTY_SAGAS_MAX = 10_000
+
+T = TypeVar("T")
+
+
+class QdrantStore:
+    """Chunk embeddings, compared by dot product: they are unit vectors, and Qdrant gives them back
+    unchanged, where with cosine it would normalise them once more."""
+
+    name = STORE
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        collection: str,
+        embedding_dim: int,
+        api_key: str | None = None,
+        timeout_s: float = 30.0,
+    ) -> None:
+        self._collection, self._embedding_dim = collection, embedding_dim
+        self._server = ClientPerProcess(url, api_key=api_key, timeout_s=timeout_s)
+        self._empty = _RecentSagas(_EMPTY_SAGAS_MAX)
+
+    def prepare(self) -> None:
+        """Create the collection and its payload indexes, as far as they are missing.
+
+        Raises StoreRejected when the collection has other vectors, or the server is too old.
+        """
+        with self._server.client() as client:
+            _check_server_version(client)
+            if not client.collection_exists(self._collection):
+                self._create_collection(client)
+            info = client.get_collection(self._collection)
+            self._check_vectors(info.config.params.vectors)
+            for field in sorted(set(_INDEXED_FIELDS) - set(info.payload_schema)):
+                client.create_payload_index(
+                    self._collection, field, models.PayloadSchemaType.KEYWORD, wait=True
+                )
+
+    def stage(self, batch: Sequence[StagedVersion]) -> list[Receipt]:
+        refuse_unfit(STORE, batch, self._fault)
+        by_saga = {version.ref.saga_id: version for version in batch}
+        self._empty.add(s for s, version in by_saga.items() if not version.extraction.chunks)
+        with self._server.client() as client:
+            for points in request_sized(by_saga.values()):
+                client.upsert(
+                    self._collection, points, update_mode=models.UpdateMode.INSERT_ONLY, wait=True
+                )
+        return [_receipt(version) for version in batch]
+
+    def publish(self, batch: Sequence[Publication]) -> None:
+        """As the protocol says, as far as one store without transactions can: see the module."""
+        with self._server.client() as client:
+            overtaken = self._overtaken(client, [publication.ref for publication in batch])
+            current = [p for p in batch if p.ref.document_id not in overtaken]
+            held = self._counts(client, [p.ref.saga_id for p in current])
+            present = [p for p in current if held[p.ref.saga_id] or p.ref.saga_id in self._empty]
+            live = {p.ref.saga_id for p in present}
+            replaced = {p.replaced.saga_id for p in present if p.replaced} - live
+            # In this order a direct reader may see both versions for a moment, but never neither.
+            self._mark(client, live, source="staged", target="committed")
+            self._mark(client, replaced, source="committed", target="superseded")
+        if missing := sorted({p.ref.saga_id for p in current} - live):
+            raise StageMissing(STORE, missing)  # the others are published, which is safe to repeat
+
+    def revert(self, batch: Sequence[VersionRef]) -> Mapping[SagaId, int]:
+        return self._remove(batch, [_is("ingestion_status", "staged")])
+
+    def discard(self, batch: Sequence[VersionRef]) -> Mapping[SagaId, int]:
+        return self._remove(batch, [])
+
+    def digest(self, document_id: str, version: int) -> str | None:
+        of_version = models.MatchValue(value=version)
+        chosen = models.Filter(
+            must=[
+                _is("document_id", document_id),
+                models.FieldCondition(key="version", match=of_version),
+            ]
+        )
+        with self._server.client() as client:
+            records = sorted(self._records(client, chosen), key=_place)
+        if not records:
+            return None
+        return hashlib.sha256(b"".join(map(record_hash, records))).hexdigest()
+
+    def holdings(self, refs: Sequence[VersionRef]) -> Mapping[SagaId, int]:
+        with self._server.client() as client:
+            return self._counts(client, [ref.saga_id for ref in refs])
+
+    def ping(self) -> None:
+        with self._server.client() as client:
+            client.info()
+
+    def close(self) -> None:
+        self._server.close()
+
+    def _remove(
+        self, batch: Sequence[VersionRef], conditions: list[models.Condition]
+    ) -> Mapping[SagaId, int]:
+        saga_ids = [ref.saga_id for ref in batch]
+        with self._server.client() as client:
+            counts = self._counts(client, saga_ids, conditions)
+            for some in _sliced([saga_id for saga_id in saga_ids if counts[saga_id]]):
+                chosen = models.Filter(must=[_of_sagas(some), *conditions])
+                client.delete(self._collection, models.FilterSelector(filter=chosen), wait=True)
+        return counts
+
+    def _mark(
+        self, client: QdrantClient, saga_ids: set[SagaId], *, source: str, target: str
+    ) -> None:
+        """Change existing points only: an upsert could bring back what was removed meanwhile."""
+        for some in _sliced(sorted(saga_ids)):
+            chosen = models.Filter(must=[_of_sagas(some), _is("ingestion_status", source)])
+            client.set_payload(
+                self._collection, {"ingestion_status": target}, points=chosen, wait=True
+            )
+
+    def _counts(
+        self,
+        client: QdrantClient,
+        saga_ids: Sequence[SagaId],
+        conditions: Sequence[models.Condition] = (),
+    ) -> dict[SagaId, int]:
+        """How many points each saga has that meet the conditions; exact."""
+        counts = dict.fromkeys(saga_ids, 0)
+        for some in _sliced(list(counts)):
+            chosen = models.Filter(must=[_of_sagas(some), *conditions])
+            facet = client.facet(
+                self._collection, "saga_id", facet_filter=chosen, limit=len(some), exact=True
+            )
+            counts |= {SagaId(str(hit.value)): hit.count for hit in facet.hits}
+        return counts
+
+    def _overtaken(self, client: QdrantClient, refs: Sequence[VersionRef]) -> set[str]:
+        """Documents of which a version newer than these has been published."""
+        overtaken: set[str] = set()
+        for some in _sliced(refs):
+            chosen = models.Filter(
+                should=[_newer_than(ref) for ref in some],
+                must_not=[_is("ingestion_status", "staged")],
+            )
+            facet = client.facet(
+                self._collection, "document_id", facet_filter=chosen, limit=len(some), exact=True
+            )
+            overtaken |= {str(hit.value) for hit in facet.hits}
+        return overtaken
+
+    def _records(self, client: QdrantClient, chosen: models.Filter) -> Iterator[models.Record]:
+        offset: models.ExtendedPointId | None = None
+        while True:
+            records, offset = client.scroll(
+                self._collection,
+                scroll_filter=chosen,
+                limit=_SCROLL_POINTS,
+                offset=offset,
+                with_vectors=True,
+            )
+            yield from records
+            if offset is None:
+                return
+
+    def _create_collection(self, client: QdrantClient) -> None:
+        vectors = models.VectorParams(size=self._embedding_dim, distance=models.Distance.DOT)
+        try:
+            client.create_collection(self._collection, vectors_config=vectors)
+        except UnexpectedResponse:
+            # Someone else may have been faster; versions differ in the status they answer with.
+            if not client.collection_exists(self._collection):
+                raise
+
+    def _check_vectors(self, vectors: object) -> None:
+        """Raises StoreRejected unless the collection holds what this store writes."""
+        found = "named vectors"
+        if isinstance(vectors, models.VectorParams):
+            found = f"vectors of {vectors.size} floats compared by {vectors.distance.value}"
+        wanted = f"vectors of {self._embedding_dim} floats compared by {models.Distance.DOT.value}"
+        if found != wanted:
+            raise StoreRejected(
+                STORE,
+                f"collection {self._collection!r} holds {found}, and {wanted} are to be written; "
+                "set APEX_QDRANT_COLLECTION to another name, or APEX_EMBEDDING_DIM to fit",
+            )
+
+    def _fault(self, extraction: Extraction) -> Fault:
+        names = (
+            extraction.document_id,
+            extraction.title,
+            extraction.collection,
+            extraction.content_hash,
+        )
+        return (
+            embedding_fault(extraction, self._embedding_dim, np.float32)
+            or text_fault(names, nul_allowed=True)
+            or text_fault((chunk.text for chunk in extraction.chunks), nul_allowed=True)
+            or metadata_fault(extraction.metadata, nul_allowed=True)
+        )
+
+
+class _RecentSagas:
+    """Sagas staged without a chunk, of which Qdrant keeps no trace. One that has been forgotten
+    (it was staged by another process) is reported missing, staged again, and known from then on."""
+
+    def __init__(self, size_max: int) -> None:
+        self._size_max, self._lock = size_max, threading.Lock()
+        self._sagas: dict[SagaId, None] = {}
+
+    def add(self, saga_ids: Iterable[SagaId]) -> None:
+        with self._lock:
+            self._sagas |= dict.fromkeys(saga_ids)
+            while len(self._sagas) > self._size_max:
+                del self._sagas[next(iter(self._sagas))]
+
+    def __contains__(self, saga_id: object) -> bool:
+        return saga_id in self._sagas
+
+
+def _check_server_version(client: QdrantClient) -> None:
+    version = client.info().version
+    major, minor = (int(part) for part in version.split(".")[:2])
+    if (major, minor) < _SERVER_VERSION_MIN:
+        needed = ".".join(map(str, _SERVER_VERSION_MIN))
+        raise StoreRejected(STORE, f"the server is Qdrant {version}; {needed} or newer is needed")
+
+
+def _sliced(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), _SAGAS_PER_REQUEST):
+        yield items[start : start + _SAGAS_PER_REQUEST]
+
+
+def _of_sagas(saga_ids: Sequence[SagaId]) -> models.FieldCondition:
+    return models.FieldCondition(key="saga_id", match=models.MatchAny(any=list(saga_ids)))
+
+
+def _is(key: str, value: str) -> models.FieldCondition:
+    return models.FieldCondition(key=key, match=models.MatchValue(value=value))
+
+
+def _newer_than(ref: VersionRef) -> models.Filter:
+    newer = models.FieldCondition(key="version", range=models.Range(gt=ref.version))
+    return models.Filter(must=[_is("document_id", ref.document_id), newer])
+
+
+def _place(record: models.Record) -> tuple[int, str]:
+    ordinal = (record.payload or {}).get("ordinal")
+    return ordinal if isinstance(ordinal, int) else -1, str(record.id)
+
+
+def _receipt(version: StagedVersion) -> Receipt:
+    chunks = len(version.extraction.chunks)
+    return Receipt(store=STORE, saga_id=version.ref.saga_id, items={"chunks": chunks})
