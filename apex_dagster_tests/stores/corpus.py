@@ -18,9 +18,10 @@ from apex_dagster.records import (
 )
 
 WORDS = (
-    "harbour ledger turbine orchard signal granite voyage contract laboratory winter copper"
-    " archive bridge engine museum river senate violin market lantern"
-).split()  # noqa: SIM905
+    *("harbour", "ledger", "turbine", "orchard", "signal", "granite", "voyage", "contract"),
+    *("laboratory", "winter", "copper", "archive", "bridge", "engine", "museum", "river"),
+    *("senate", "violin", "market", "lantern"),
+)
 ENTITY_TYPES = ("person", "organization", "place")
 RELATION_TYPES = ("ACQUIRED", "WORKS_FOR", "LOCATED_IN", "FOUNDED")
 
