@@ -82,7 +82,7 @@ class Extraction:
     relations: tuple[Relation, ...]  # both keys are in `entities`
 
     def document_embedding(self) -> NDArray[np.float32]:
-        """The normalised mean of the chunk embeddings; shape (embedding_dim,), zeros if no chunks."""
+        """Normalised mean of the chunk embeddings, shape (embedding_dim,); zeros if no chunks."""
         if not len(self.embeddings):
             return np.zeros(self.embeddings.shape[1], dtype=np.float32)
         mean = self.embeddings.mean(axis=0, dtype=np.float64)

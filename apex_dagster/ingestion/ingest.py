@@ -14,6 +14,7 @@ from typing import Protocol
 import structlog
 
 from apex_dagster.errors import DocumentRejected
+from apex_dagster.extraction.content_hash import content_hash
 from apex_dagster.ingestion.codec import pack
 from apex_dagster.ingestion.steps import Extractions
 from apex_dagster.records import Document, Extraction, SagaId
@@ -30,10 +31,6 @@ log = structlog.get_logger(__name__)
 
 class Extractor(Protocol):
     """What this module needs of `apex_dagster.extraction`."""
-
-    def content_hash(self, document: Document) -> str:
-        """Sha256 hex of all that decides what a version will contain."""
-        ...
 
     def extract(self, document: Document) -> Extraction:
         """Raises DocumentRejected."""
@@ -216,7 +213,7 @@ class Ingestion:
         document = submission.document
         return Opening(
             document=document,
-            content_hash=self._extractor.content_hash(document),
+            content_hash=content_hash(document),
             body_hash=submission.body_hash or hashlib.sha256(document.content).hexdigest(),
             client=submission.client,
         )

@@ -1,0 +1,170 @@
+"""The composition root: settings → server addresses → clients → stores, ledger, engine, use cases.
+
+Clients live as long as the process and are shared by everything in it: a Dagster run, a sensor tick
+and a request each ask for the application and get the same one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from threading import Lock
+
+from apex_dagster.embedded.stack import endpoints
+from apex_dagster.extraction.extract import Extractor
+from apex_dagster.ingestion.inbox import Inbox
+from apex_dagster.ingestion.ingest import Ingestion
+from apex_dagster.ingestion.sources import Sources
+from apex_dagster.ingestion.steps import Extractions, StoreStep
+from apex_dagster.migrations.migrate import migrate
+from apex_dagster.saga.compensation import Compensation
+from apex_dagster.saga.engine import SagaEngine
+from apex_dagster.saga.ledger import Ledger
+from apex_dagster.saga.retry import RetryPolicy
+from apex_dagster.settings import Endpoints, Settings
+from apex_dagster.stores.neo4j_store import Neo4jStore
+from apex_dagster.stores.postgres_store import PostgresStore
+from apex_dagster.stores.protocol import Store
+from apex_dagster.stores.qdrant_store import QdrantStore
+from apex_dagster.stores.redis_store import RedisStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Application:
+    """Everything a process needs, built once."""
+
+    settings: Settings
+    endpoints: Endpoints
+    ledger: Ledger
+    stores: Mapping[str, Store]  # by name, in the order of the saga
+    ingestion: Ingestion
+    sources: Sources
+    inbox: Inbox
+
+    @property
+    def engine(self) -> SagaEngine:
+        """Sagas forward."""
+        return self.ingestion.engine
+
+    @property
+    def compensation(self) -> Compensation:
+        """Sagas backward."""
+        return self.ingestion.compensation
+
+    def close(self) -> None:
+        """Release all connections."""
+        for store in self.stores.values():
+            store.close()
+        self.ledger.close()
+
+
+_applications: dict[tuple[int, Settings], Application] = {}
+_lock = Lock()
+
+
+def application(settings: Settings | None = None) -> Application:
+    """The application of this process for these settings; default: those of the environment.
+
+    The first call starts embedded servers where settings name no outside ones, and migrates the
+    ledger. Raises ServerNotStarted or StoreUnavailable when that cannot be done.
+    """
+    settings = settings or Settings()
+    key = (os.getpid(), settings)  # a forked child must not use its parent's connections
+    with _lock:
+        if key not in _applications:
+            _applications[key] = build(settings, endpoints(settings))
+        return _applications[key]
+
+
+def build(
+    settings: Settings,
+    servers: Endpoints,
+    *,
+    extractor: Extractor | None = None,
+    wrap: Callable[[Store], Store] = lambda store: store,
+) -> Application:
+    """Wire everything up for the given servers. `wrap` lets a test put something around a store."""
+    migrate(servers.postgres_url.get_secret_value())
+    stores = {store.name: wrap(store) for store in _stores(settings, servers)}
+    ledger = Ledger(servers.postgres_url.get_secret_value(), lease_s=settings.lease_s)
+    extractions = Extractions(ledger)
+    engine = SagaEngine(
+        ledger,
+        [StoreStep(store, extractions) for store in stores.values()],
+        retry=_policy(settings, settings.step_attempts, settings.step_timeout_s),
+        lease_s=settings.lease_s,
+        grace_s=settings.grace_s,
+    )
+    compensation = Compensation(
+        engine,
+        retry=_policy(settings, settings.undo_attempts, settings.undo_timeout_s),
+        order=settings.compensation,
+    )
+    inbox = Inbox(settings.inbox_dir)
+    return Application(
+        settings=settings,
+        endpoints=servers,
+        ledger=ledger,
+        stores=stores,
+        ingestion=Ingestion(
+            ledger=ledger,
+            engine=engine,
+            compensation=compensation,
+            extractor=extractor or _extractor(settings),
+            extractions=extractions,
+            takeovers_max=settings.takeovers_max,
+        ),
+        sources=Sources(inbox, document_bytes_max=settings.document_bytes_max),
+        inbox=inbox,
+    )
+
+
+def _stores(settings: Settings, servers: Endpoints) -> tuple[Store, ...]:
+    return (
+        Neo4jStore(
+            servers.neo4j_uri,
+            servers.neo4j_user,
+            servers.neo4j_password.get_secret_value(),
+            settings.neo4j_database,
+            timeout_s=settings.step_timeout_s,
+        ),
+        PostgresStore(
+            servers.postgres_url.get_secret_value(),
+            embedding_dim=settings.embedding_dim,
+            timeout_s=settings.step_timeout_s,
+        ),
+        QdrantStore(
+            servers.qdrant_url,
+            collection=settings.qdrant_collection,
+            embedding_dim=settings.embedding_dim,
+            api_key=servers.qdrant_api_key.get_secret_value() if servers.qdrant_api_key else None,
+            timeout_s=settings.step_timeout_s,
+        ),
+        RedisStore(
+            servers.redis_url.get_secret_value(),
+            prefix=settings.redis_prefix,
+            cache_ttl_s=settings.cache_ttl_s,
+            timeout_s=min(10.0, settings.step_timeout_s),
+        ),
+    )
+
+
+def _extractor(settings: Settings) -> Extractor:
+    return Extractor.default(
+        spacy_model=settings.spacy_model,
+        embedding_dim=settings.embedding_dim,
+        chunk_tokens=settings.chunk_tokens,
+        document_bytes_max=settings.document_bytes_max,
+        chunks_max=settings.chunks_max,
+        text_chars_min=settings.text_chars_min,
+    )
+
+
+def _policy(settings: Settings, attempts: int, timeout_s: float) -> RetryPolicy:
+    return RetryPolicy(
+        attempts=attempts,
+        timeout_s=timeout_s,
+        base_s=settings.retry_base_s,
+        delay_s_max=settings.retry_delay_s_max,
+    )

@@ -1,0 +1,18 @@
+"""Table of contents of the code location: every job, sensor, resource and asset, by name."""
+
+import dagster as dg
+
+from apex_dagster.defs.assets import documents
+from apex_dagster.defs.jobs import compensate_documents, ingest_documents
+from apex_dagster.defs.resources import resources_from_environment
+from apex_dagster.defs.sensors import inbox_sensor, recovery_sensor
+from apex_dagster.logs import configure_logs
+
+configure_logs()
+
+defs = dg.Definitions(
+    assets=[documents],
+    jobs=[ingest_documents, compensate_documents],
+    sensors=[inbox_sensor, recovery_sensor],
+    resources=resources_from_environment(),
+)

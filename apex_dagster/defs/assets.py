@@ -1,0 +1,51 @@
+"""Documents as one asset: its events are the history of every document, filterable by tag."""
+
+import dagster as dg
+
+from apex_dagster.defs.run import reason_of
+from apex_dagster.saga.saga import Saga
+
+# An asset or a partition for each document would make the UI grow without bound.
+documents = dg.AssetSpec(
+    "documents",
+    group_name="corpus",
+    kinds={"neo4j", "postgres", "qdrant", "redis"},
+    description="Every version of every document that a saga made live, or failed to.",
+)
+
+
+def materialization(saga: Saga) -> dg.AssetMaterialization:
+    """A version has become live in all four stores."""
+    return dg.AssetMaterialization(
+        documents.key,
+        description=f"{saga.document_id} version {saga.version} is live",
+        metadata=_metadata(saga),
+        tags=_tags(saga),
+    )
+
+
+def observation(saga: Saga) -> dg.AssetObservation:
+    """A version was undone, or could not be."""
+    return dg.AssetObservation(
+        documents.key,
+        description=f"{saga.document_id} version {saga.version}: {saga.status.value}",
+        metadata=_metadata(saga),
+        tags=_tags(saga),
+    )
+
+
+def _metadata(saga: Saga) -> dict[str, dg.MetadataValue]:
+    return {
+        "document_id": dg.MetadataValue.text(saga.document_id),
+        "version": dg.MetadataValue.int(saga.version),
+        "saga_id": dg.MetadataValue.text(saga.saga_id),
+        "status": dg.MetadataValue.text(saga.status.value),
+        "published": dg.MetadataValue.bool(saga.published_at is not None),
+        "duration_ms": dg.MetadataValue.float(saga.duration_ms or 0.0),
+        "reason": dg.MetadataValue.text(reason_of(saga)),
+        "receipts": dg.MetadataValue.json(dict(saga.completed_steps)),
+    }
+
+
+def _tags(saga: Saga) -> dict[str, str]:
+    return {"saga/status": saga.status.value}

@@ -1,0 +1,186 @@
+"""Compensation as a run of its own: the ops of `compensate_documents`, and how it is started.
+
+The run is created as a child of the one that failed and executed at once in the same process, so
+that the UI shows what was undone, in which order, and links the two. It is the fast path and never
+the guarantee: a killed process runs no hook. Recovery finishes what it missed, by the same
+functions.
+"""
+
+import threading
+from collections.abc import Sequence
+
+import dagster as dg
+from dagster._core.definitions.reconstruct import ReconstructableJob, ReconstructableRepository
+from dagster._core.execution.api import execute_run
+from dagster._core.origin import JobPythonOrigin
+from pydantic import Field
+
+from apex_dagster.defs.assets import observation
+from apex_dagster.defs.resources import SagasResource
+from apex_dagster.defs.run import (
+    COMPENSATES_TAG,
+    COMPENSATION_RUN_TAG,
+    ID_TAG,
+    STATUS_TAG,
+    outcome_table,
+    owner_of,
+)
+from apex_dagster.saga.saga import Failure
+from apex_dagster.saga.states import OPEN, Status
+
+JOB_NAME = "compensate_documents"
+
+
+class CompensateConfig(dg.Config):
+    """Which sagas to undo."""
+
+    saga_ids: list[str] = Field(
+        description="Sagas to undo. Those that have completed, or are undone, are left alone."
+    )
+    error_class: str = Field(default="requested", description="For sagas that have no error yet.")
+    reason: str = Field(
+        default="compensation was requested", description="For sagas that have no error yet."
+    )
+
+
+# An interrupt counts as a failed attempt: the undo is tried again, and the run finishes its work.
+_UNDO_RETRIES = dg.RetryPolicy(max_retries=2)
+
+
+@dg.op(retry_policy=_UNDO_RETRIES)
+def redis_compensate(
+    context: dg.OpExecutionContext, config: CompensateConfig, sagas: SagasResource
+) -> list[str]:
+    """Claim the sagas, so that no one else moves them, and remove what is staged in Redis."""
+    failure = Failure(error_class=config.error_class, step=None, message=config.reason)
+    claimed = sagas.application().compensation.begin(
+        config.saga_ids, owner=owner_of(context.run_id), failure=failure
+    )
+    context.add_output_metadata({"claimed": len(claimed), "asked for": len(config.saga_ids)})
+    return _undo(context, sagas, "redis_write", [saga.saga_id for saga in claimed])
+
+
+@dg.op(retry_policy=_UNDO_RETRIES)
+def qdrant_compensate(
+    context: dg.OpExecutionContext, sagas: SagasResource, saga_ids: list[str]
+) -> list[str]:
+    """Remove what is staged in Qdrant."""
+    return _undo(context, sagas, "qdrant_write", saga_ids)
+
+
+@dg.op(retry_policy=_UNDO_RETRIES)
+def postgres_compensate(
+    context: dg.OpExecutionContext, sagas: SagasResource, saga_ids: list[str]
+) -> list[str]:
+    """Remove what is staged in PostgreSQL."""
+    return _undo(context, sagas, "postgres_write", saga_ids)
+
+
+@dg.op(retry_policy=_UNDO_RETRIES)
+def neo4j_compensate(
+    context: dg.OpExecutionContext, sagas: SagasResource, saga_ids: list[str]
+) -> list[str]:
+    """Remove what is staged in Neo4j."""
+    return _undo(context, sagas, "neo4j_write", saga_ids)
+
+
+@dg.op(retry_policy=_UNDO_RETRIES, out=dg.Out(dg.Nothing))
+def close_sagas(context: dg.OpExecutionContext, sagas: SagasResource, saga_ids: list[str]) -> None:
+    """End the sagas: compensated, or failed where a store could not be undone; then fail too."""
+    app = sagas.application()
+    held = app.ledger.held(saga_ids, owner=owner_of(context.run_id))
+    ended = app.compensation.close([s for s in held if s.status is Status.COMPENSATING])
+    app.inbox.settle(app.ledger)
+    for saga in ended:
+        context.log_event(observation(saga))
+    failed = [saga for saga in ended if saga.status is Status.FAILED]
+    status = "failed" if failed else "compensated"
+    context.instance.add_run_tags(context.run_id, {STATUS_TAG: status})
+    table = {"documents": outcome_table(ended, {})}
+    if failed:
+        raise dg.Failure(
+            f"{len(failed)} of {len(ended)} sagas could not be undone and wait for an operator: "
+            "once the store is back, run `apex saga compensate`",
+            metadata=table,
+            allow_retries=False,
+        )
+    context.add_output_metadata(table)
+
+
+def compensate_in_linked_run(
+    instance: dg.DagsterInstance,
+    run: dg.DagsterRun,
+    saga_ids: Sequence[str],
+    *,
+    error_class: str = "unexpected",
+    reason: str = "the run failed",
+) -> dg.DagsterRun:
+    """Undo sagas of `run` in a run of `compensate_documents`, now and in this process."""
+    recon_job = _reconstructable_job(run)
+    tags = {COMPENSATES_TAG: run.run_id, STATUS_TAG: "compensating"}
+    if len(saga_ids) == 1:
+        tags[ID_TAG] = saga_ids[0]
+    config = {"saga_ids": list(saga_ids), "error_class": error_class, "reason": reason}
+    compensation = instance.create_run_for_job(
+        recon_job.get_definition(),
+        run_config={"ops": {"redis_compensate": {"config": config}}},
+        tags=tags,
+        parent_run_id=run.run_id,
+        root_run_id=run.root_run_id or run.run_id,
+        # Without both origins sensors do not see the run, and the UI cannot re-execute it.
+        remote_job_origin=run.remote_job_origin._replace(job_name=JOB_NAME)
+        if run.remote_job_origin
+        else None,
+        job_code_origin=recon_job.get_python_origin(),
+    )
+    instance.add_run_tags(run.run_id, {COMPENSATION_RUN_TAG: compensation.run_id})
+    # In a thread: there an interrupt meant for the failed run does not stop its undo half-way.
+    thread = threading.Thread(target=execute_run, args=(recon_job, compensation, instance))
+    thread.start()
+    thread.join()
+    return instance.get_run_by_id(compensation.run_id) or compensation
+
+
+def _reconstructable_job(run: dg.DagsterRun) -> ReconstructableJob:
+    """The compensation job of the code location that the failed run came from."""
+    if run.job_code_origin:
+        origin: JobPythonOrigin = run.job_code_origin
+        repository = ReconstructableRepository(
+            origin.repository_origin.code_pointer,
+            origin.repository_origin.container_image,
+            origin.repository_origin.executable_path,
+            origin.repository_origin.entry_point or (),
+            origin.repository_origin.container_context,
+        )
+    else:
+        repository = ReconstructableRepository.for_module("apex_dagster.definitions", "defs")
+    return repository.get_reconstructable_job(JOB_NAME)
+
+
+def open_sagas_of(sagas: SagasResource, run_id: str) -> list[str]:
+    """The sagas that a run leaves open."""
+    return [s.saga_id for s in sagas.application().ledger.sagas_of_run(run_id) if s.status in OPEN]
+
+
+def _undo(
+    context: dg.OpExecutionContext, sagas: SagasResource, step: str, saga_ids: Sequence[str]
+) -> list[str]:
+    app, owner = sagas.application(), owner_of(context.run_id)
+    with app.engine.lease(owner):
+        held = [
+            saga
+            for saga in app.ledger.held(saga_ids, owner=owner)
+            if saga.status is Status.COMPENSATING
+        ]
+        undone = app.compensation.undo(step, held)
+    failed = [saga for saga in undone if not saga.undone(step)]
+    for saga in failed:
+        context.log.error(f"{saga.document_id}: {saga.undone_steps[step]['error']}")
+    context.add_output_metadata(
+        {
+            "undone": len(undone) - len(failed),
+            "failed": len(failed),
+            "items removed": sum(s.undone_steps[step].get("removed", 0) for s in undone),
+        }
+    )
+    return [saga.saga_id for saga in held]

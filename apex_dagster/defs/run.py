@@ -1,0 +1,105 @@
+"""What an op knows of the run it is in, and how it reports on it."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import dagster as dg
+from dagster._core.errors import DagsterExecutionInterruptedError
+
+from apex_dagster.records import SagaId
+from apex_dagster.saga.saga import Saga
+
+STATUS_TAG = "saga/status"
+ID_TAG = "saga/id"
+COMPENSATES_TAG = "saga/compensates"
+COMPENSATION_RUN_TAG = "saga/compensation_run"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SagaRun:
+    """A Dagster run as an owner of sagas."""
+
+    run_id: str
+    owner: str  # holds the leases; a new process of the same run is the same owner
+    parent_owner: str | None  # set in a re-execution: the run that it repeats
+
+    @classmethod
+    def of(cls, context: dg.OpExecutionContext) -> "SagaRun":
+        """The run of this op."""
+        parent = context.run.parent_run_id
+        return cls(
+            run_id=context.run_id,
+            owner=owner_of(context.run_id),
+            parent_owner=owner_of(parent) if parent else None,
+        )
+
+
+def owner_of(run_id: str) -> str:
+    """The owner of the sagas that a run drives."""
+    return f"run:{run_id}"
+
+
+@contextmanager
+def interrupts_as_failures() -> Iterator[None]:
+    """Turn a cancelled run's interrupt into a failure of the op, so that the failure hook fires.
+
+    Left alone, the interrupt ends the run without any hook.
+    """
+    try:
+        yield
+    except DagsterExecutionInterruptedError as interrupt:
+        raise dg.Failure("the run was cancelled", allow_retries=False) from interrupt
+
+
+def tag_run(context: dg.OpExecutionContext, sagas: Sequence[Saga], *, status: str) -> None:
+    """Show in the runs list how the sagas of this run stand.
+
+    Only ever called by the run's own worker: Dagster reads, changes and writes back all tags of a
+    run at once, so a second writer would lose some.
+    """
+    tags = {STATUS_TAG: status, **_identity(sagas)}
+    if context.run.parent_run_id and COMPENSATION_RUN_TAG in context.run.tags:
+        tags[COMPENSATION_RUN_TAG] = ""  # inherited: it belongs to the run that was repeated
+    context.instance.add_run_tags(context.run_id, tags)
+
+
+def _identity(sagas: Sequence[Saga]) -> dict[str, str]:
+    if len(sagas) == 1:
+        return {ID_TAG: sagas[0].saga_id, "saga/document_id": sagas[0].document_id}
+    counts = Counter(saga.status.value for saga in sagas)
+    return {"saga/count": str(len(sagas))} | {
+        f"saga/{status}": str(count) for status, count in counts.items()
+    }
+
+
+def outcome_table(sagas: Sequence[Saga], notes: Mapping[SagaId, str]) -> dg.TableMetadataValue:
+    """One row a document. `notes` overrides the reason, by saga."""
+    records = [
+        dg.TableRecord(
+            {
+                "document_id": saga.document_id,
+                "version": saga.version,
+                "status": saga.status.value,
+                "duration_ms": round(saga.duration_ms or 0.0, 1),
+                "reason": notes.get(saga.saga_id) or reason_of(saga),
+                "saga_id": saga.saga_id,
+            }
+        )
+        for saga in sagas
+    ]
+    columns = [
+        dg.TableColumn("document_id"),
+        dg.TableColumn("version", "int"),
+        dg.TableColumn("status"),
+        dg.TableColumn("duration_ms", "float"),
+        dg.TableColumn("reason"),
+        dg.TableColumn("saga_id"),
+    ]
+    return dg.MetadataValue.table(records, schema=dg.TableSchema(columns))
+
+
+def reason_of(saga: Saga) -> str:
+    """Why it did not complete; empty when it did."""
+    return str(saga.error["message"]) if saga.error else ""

@@ -1,0 +1,142 @@
+"""Sensors: files that arrive start runs, and what dead runs left is finished."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import dagster as dg
+
+from apex_dagster.defs.jobs import ingest_documents
+from apex_dagster.defs.resources import SagasResource
+from apex_dagster.ingestion.inbox import QUARANTINE, DroppedFile, Inbox, file_hash
+from apex_dagster.settings import Settings
+
+# More runs would only queue; the next tick asks for the rest.
+_RUNS_A_TICK = 10
+_RUN_KEY_TAG = "dagster/run_key"
+# A file whose run did not settle it waits this long times 2^(attempts - 1), at most an hour.
+_RETRY_AFTER_S = 15.0
+_RETRY_AFTER_S_MAX = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    """What the sensor remembers of one file between ticks."""
+
+    signature: str
+    run_key: str | None = None  # of the run last asked for, None: not asked yet
+    attempts: int = 0
+    content_hash: str | None = None
+
+
+@dg.sensor(
+    job=ingest_documents,
+    minimum_interval_seconds=5,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Ingests files dropped into the inbox, once they have stopped changing.",
+)
+def inbox_sensor(context: dg.SensorEvaluationContext, sagas: SagasResource) -> dg.SensorResult:
+    """Ask for runs of files that are the same as at the last tick.
+
+    The run key holds content and attempt, because Dagster remembers it for ever: a file that was
+    corrected, or whose last run was compensated for a cause that may pass, is a new request.
+    """
+    app = sagas.application()
+    app.inbox.settle(app.ledger)
+    seen = {uri: _Seen(**entry) for uri, entry in json.loads(context.cursor or "{}").items()}
+    now: dict[str, _Seen] = {}
+    ready: list[DroppedFile] = []
+    for file in app.inbox.files():
+        entry = seen.get(file.uri)
+        if entry is None or entry.signature != file.signature:
+            now[file.uri] = _Seen(signature=file.signature)  # new or still changing: look again
+            continue
+        now[file.uri] = entry
+        if entry.run_key is None or _may_try_again(context.instance, entry):
+            if entry.attempts >= app.settings.file_attempts:
+                _give_up(app.inbox, file, entry)
+            else:
+                ready.append(file)
+    requests = list(
+        _requests(ready[: _RUNS_A_TICK * app.settings.batch_documents], now, app.settings)
+    )
+    waiting = sum(entry.run_key is None for entry in now.values())
+    return dg.SensorResult(
+        run_requests=requests,
+        skip_reason=None if requests else f"{waiting} files are new or changing, none is ready",
+        cursor=json.dumps({uri: asdict(entry) for uri, entry in now.items()}),
+    )
+
+
+@dg.sensor(
+    minimum_interval_seconds=15,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Finishes sagas whose owner died, and removes what superseded versions left.",
+)
+def recovery_sensor(context: dg.SensorEvaluationContext, sagas: SagasResource) -> dg.SkipReason:
+    """Take over expired leases, at most a handful a tick; it starts no runs."""
+    app = sagas.application()
+    finished = app.ingestion.recovery.recover(owner=f"recovery:{time.time_ns()}", limit=10)
+    swept = app.ingestion.sweep(limit=100)
+    app.inbox.settle(app.ledger)
+    for saga in finished:
+        context.log.warning(f"{saga.saga_id} was left by its owner and is now {saga.status}")
+    return dg.SkipReason(f"{len(finished)} sagas finished, {swept} old versions removed")
+
+
+def _requests(
+    files: list[DroppedFile], now: dict[str, _Seen], settings: Settings
+) -> Iterator[dg.RunRequest]:
+    size = settings.batch_documents
+    for start in range(0, len(files), size):
+        batch = _hashed(files[start : start + size])
+        if not batch:
+            continue
+        attempts = {file.uri: now[file.uri].attempts + 1 for file in batch}
+        parts = [[file.uri, content, attempts[file.uri]] for file, content in batch.items()]
+        run_key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        for file, content in batch.items():
+            now[file.uri] = _Seen(
+                signature=file.signature,
+                run_key=run_key,
+                attempts=attempts[file.uri],
+                content_hash=content,
+            )
+        paths = [file.uri for file in batch]
+        yield dg.RunRequest(
+            run_key=run_key,
+            run_config={"ops": {"extract": {"config": {"paths": paths}}}},
+            tags={"saga/source": "inbox", "saga/files": str(len(batch))},
+        )
+
+
+def _hashed(files: list[DroppedFile]) -> dict[DroppedFile, str]:
+    hashed = {}
+    for file in files:
+        try:
+            hashed[file] = file_hash(file.path)
+        except FileNotFoundError:
+            continue  # taken away since it was listed
+    return hashed
+
+
+def _may_try_again(instance: dg.DagsterInstance, entry: _Seen) -> bool:
+    """Whether the last run has ended, long enough ago, and yet the file is still here."""
+    records = instance.get_run_records(
+        dg.RunsFilter(tags={_RUN_KEY_TAG: entry.run_key or ""}), limit=1
+    )
+    if not records or not records[0].dagster_run.is_finished:
+        return False
+    wait_s = min(_RETRY_AFTER_S_MAX, _RETRY_AFTER_S * 2.0 ** (entry.attempts - 1))
+    return time.time() - (records[0].end_time or 0.0) > wait_s
+
+
+def _give_up(inbox: Inbox, file: DroppedFile, entry: _Seen) -> None:
+    reason = {
+        "file": file.path.name,
+        "reason": f"{entry.attempts} runs have ended without ingesting it; the last one says why",
+        "what_now": "Look at its runs in the Dagster UI, then drop it into the inbox again.",
+    }
+    inbox.put_away(file.uri, entry.content_hash or file_hash(file.path), QUARANTINE, reason)
