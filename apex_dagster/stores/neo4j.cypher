@@ -1,0 +1,166 @@
+// Every query of neo4j_store.py. A line `// name //` starts each; the model is described there.
+//
+// Locks. Neo4j is read-committed, so a query that decides by what it reads first takes the write
+// lock of the node that it reads (SET touched), in a query of its own: within one query the planner
+// may read before it writes. Creating a relationship to a dense node locks nothing by itself.
+// All transactions lock in one order: documents, versions, entities, each sorted by its key.
+
+// lock_versions //
+// MERGE also waits for a transaction in flight that is creating the same version. `status` is null
+// where there was none.
+UNWIND $saga_ids AS saga_id
+MERGE (v:DocumentVersion {saga_id: saga_id})
+SET v.touched = timestamp()
+RETURN saga_id, v.ingestion_status AS status
+
+// lock_entities //
+UNWIND $entities AS entity
+MERGE (e:Entity {key: entity.key})
+ON CREATE SET e.type = entity.type, e.name = entity.name
+SET e.touched = timestamp()
+
+// create_mentions //
+UNWIND $versions AS version
+MATCH (v:DocumentVersion {saga_id: version.properties.saga_id})
+SET v += version.properties
+WITH v, version
+UNWIND version.mentions AS mention
+MATCH (e:Entity {key: mention.key})
+CREATE (v)-[m:MENTIONS]->(e)
+SET m = mention.properties
+
+// create_relations //
+UNWIND $relations AS relation
+MATCH (source:Entity {key: relation.source_key})
+MATCH (target:Entity {key: relation.target_key})
+CREATE (source)-[r:RELATES]->(target)
+SET r = relation.properties
+
+// lock_documents //
+UNWIND $document_ids AS document_id
+MERGE (d:Document {document_id: document_id})
+ON CREATE SET d.fence = 0
+SET d.touched = timestamp()
+
+// find_publishable //
+UNWIND $publications AS publication
+MATCH (d:Document {document_id: publication.document_id})
+OPTIONAL MATCH (v:DocumentVersion {saga_id: publication.saga_id})
+RETURN publication.saga_id AS saga_id, d.fence AS fence, v IS NOT NULL AS found
+
+// mark_committed //
+UNWIND $publications AS publication
+MATCH (d:Document {document_id: publication.document_id})
+MATCH (v:DocumentVersion {saga_id: publication.saga_id})
+SET d.fence = publication.version,
+    v.ingestion_status = 'committed'
+MERGE (d)-[:CURRENT]->(v)
+WITH d, v
+MATCH (d)-[outdated:CURRENT]->(other) WHERE other <> v
+DELETE outdated
+
+// mark_mentions //
+UNWIND $saga_ids AS saga_id
+MATCH (:DocumentVersion {saga_id: saga_id})-[m:MENTIONS {saga_id: saga_id}]->()
+WHERE m.ingestion_status = $from_status
+SET m.ingestion_status = $to_status
+
+// mark_relations //
+UNWIND $saga_ids AS saga_id
+MATCH ()-[r:RELATES {saga_id: saga_id}]->()
+WHERE r.ingestion_status = $from_status
+SET r.ingestion_status = $to_status
+
+// mark_superseded //
+UNWIND $publications AS publication
+MATCH (v:DocumentVersion {saga_id: publication.replaced_saga_id})
+WHERE v.document_id = publication.document_id AND v.version < publication.version
+  AND v.ingestion_status = 'committed'
+SET v.ingestion_status = 'superseded'
+RETURN v.saga_id AS saga_id
+
+// lock_entities_of //
+UNWIND $saga_ids AS saga_id
+MATCH (:DocumentVersion {saga_id: saga_id})-[:MENTIONS]->(e:Entity)
+WITH DISTINCT e ORDER BY e.key
+SET e.touched = timestamp()
+
+// delete_relations //
+UNWIND $saga_ids AS saga_id
+MATCH ()-[r:RELATES {saga_id: saga_id}]->()
+DELETE r
+RETURN saga_id, count(r) AS removed
+
+// delete_mentions //
+UNWIND $saga_ids AS saga_id
+MATCH ()-[m:MENTIONS {saga_id: saga_id}]->()
+DELETE m
+RETURN saga_id, count(m) AS removed
+
+// delete_versions //
+// The version's CURRENT goes with it; its Document stays, since a late publish must find the fence.
+UNWIND $saga_ids AS saga_id
+MATCH (v:DocumentVersion {saga_id: saga_id})
+DETACH DELETE v
+
+// read_version //
+MATCH (v:DocumentVersion {document_id: $document_id, version: $version})
+RETURN properties(v) AS version,
+       EXISTS { (:Document)-[:CURRENT]->(v) } AS current,
+       COLLECT {
+         MATCH (v)-[m:MENTIONS]->(e) RETURN [properties(m), e.key, e.type, e.name]
+       } AS mentions,
+       COLLECT {
+         MATCH (source)-[r:RELATES {saga_id: v.saga_id}]->(target)
+         RETURN [properties(r), source.key, target.key]
+       } AS relations
+
+// count_mentions //
+UNWIND $saga_ids AS saga_id
+MATCH (v:DocumentVersion {saga_id: saga_id})
+RETURN saga_id, COUNT { (v)-[:MENTIONS]->() } AS entities
+
+// find_orphans //
+MATCH (e:Entity) WHERE NOT EXISTS { (e)--() }
+RETURN e.key AS key LIMIT $limit
+
+// lock_orphans //
+UNWIND $keys AS key
+MATCH (e:Entity {key: key})
+SET e.touched = timestamp()
+
+// delete_orphans //
+UNWIND $keys AS key
+MATCH (e:Entity {key: key}) WHERE NOT EXISTS { (e)--() }
+DELETE e
+RETURN count(e) AS removed
+
+// constraint_version //
+CREATE CONSTRAINT apex_version_saga IF NOT EXISTS
+FOR (v:DocumentVersion) REQUIRE v.saga_id IS UNIQUE
+
+// constraint_entity //
+CREATE CONSTRAINT apex_entity_key IF NOT EXISTS
+FOR (e:Entity) REQUIRE e.key IS UNIQUE
+
+// constraint_document //
+CREATE CONSTRAINT apex_document_id IF NOT EXISTS
+FOR (d:Document) REQUIRE d.document_id IS UNIQUE
+
+// index_version //
+CREATE INDEX apex_version_document IF NOT EXISTS
+FOR (v:DocumentVersion) ON (v.document_id, v.version)
+
+// index_mentions //
+CREATE INDEX apex_mentions_saga IF NOT EXISTS
+FOR ()-[m:MENTIONS]-() ON (m.saga_id)
+
+// index_relates //
+CREATE INDEX apex_relates_saga IF NOT EXISTS
+FOR ()-[r:RELATES]-() ON (r.saga_id)
+
+// await_indexes //
+CALL db.awaitIndexes($timeout_s)
+
+// ping //
+RETURN 1

@@ -1,0 +1,385 @@
+"""Neo4j: who and what the documents mention, with entities shared between them.
+
+    (:Document {document_id, fence}) -[:CURRENT]-> (:DocumentVersion {saga_id, version, ...})
+    (:DocumentVersion) -[:MENTIONS {name, description, aliases, ...}]-> (:Entity {key, type, name})
+    (:Entity) -[:RELATES {type, description, weight, ...}]-> (:Entity)
+
+Entities hold nothing but their key, so no document can overwrite what another says of one. All
+else carries the saga_id, version and ingestion_status of the document that said it. `fence` is the
+highest version ever published; a Document node outlives its versions, for a late publish to find.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import resources
+from typing import Any
+
+import neo4j
+import orjson
+from neo4j.exceptions import (
+    AuthError,
+    ClientError,
+    ConstraintError,
+    DatabaseUnavailable,
+    DriverError,
+    Forbidden,
+    ForbiddenOnReadOnlyDatabase,
+    IncompleteCommit,
+    Neo4jError,
+    NotALeader,
+    TransientError,
+)
+
+from apex_dagster.errors import (
+    ApexError,
+    OutcomeUnknown,
+    StageMissing,
+    StoreConflict,
+    StoreRejected,
+    StoreUnavailable,
+)
+from apex_dagster.records import Publication, Receipt, SagaId, StagedVersion, VersionRef
+
+Row = dict[str, Any]
+Run = Callable[..., neo4j.Result]
+
+SCHEMA = (
+    *("constraint_version", "constraint_entity", "constraint_document"),
+    *("index_version", "index_mentions", "index_relates"),
+)
+
+
+class Neo4jStore:
+    """The graph. Every method is one transaction, whatever the size of its batch."""
+
+    name = "neo4j"
+
+    def __init__(
+        self,
+        uri: str,
+        user: str,
+        password: str,
+        database: str = "neo4j",
+        *,
+        timeout_s: float = 30.0,
+    ) -> None:
+        self._uri, self._auth, self._database = uri, (user, password), database
+        self._timeout_s = timeout_s
+        self._driver: neo4j.Driver | None = None
+        self._lock = threading.Lock()
+
+    def prepare(self) -> None:
+        with self._errors(), self._open().session(database=self._database) as session:
+            for name in SCHEMA:
+                session.run(_QUERIES[name]).consume()
+            session.run(_QUERIES["await_indexes"], timeout_s=int(self._timeout_s) + 1).consume()
+
+    def stage(self, batch: Sequence[StagedVersion]) -> list[Receipt]:
+        _check_encodable(batch)
+        versions = {version.ref.saga_id: version for version in batch}
+        with self._transaction() as run:
+            locked = _lock_versions(run, versions)
+            self._create(
+                run, [versions[saga_id] for saga_id, status in locked.items() if not status]
+            )
+        return [_receipt(version) for version in batch]
+
+    def publish(self, batch: Sequence[Publication]) -> None:
+        """New and replaced version of a document change in one transaction, under its fence."""
+        by_document = sorted(batch, key=lambda publication: publication.ref)
+        with self._transaction() as run:
+            document_ids = sorted({publication.ref.document_id for publication in batch})
+            run("lock_documents", document_ids=document_ids)
+            rows = [_publication_row(publication) for publication in by_document]
+            found = run("find_publishable", publications=rows)
+            fences = {record["saga_id"]: (record["fence"], record["found"]) for record in found}
+            due = [row for row in rows if fences[row["saga_id"]][0] <= row["version"]]
+            missing = [row["saga_id"] for row in due if not fences[row["saga_id"]][1]]
+            _mark(run, [row for row in due if row["saga_id"] not in missing])
+        if missing:
+            raise StageMissing(self.name, missing)
+
+    def revert(self, batch: Sequence[VersionRef]) -> Mapping[SagaId, int]:
+        return self._remove(batch, lambda status: status == "staged")
+
+    def discard(self, batch: Sequence[VersionRef]) -> Mapping[SagaId, int]:
+        return self._remove(batch, lambda status: True)
+
+    def digest(self, document_id: str, version: int) -> str | None:
+        with self._transaction() as run:
+            records = list(run("read_version", document_id=document_id, version=version))
+        copies = sorted(_canonical(record) for record in records)
+        return hashlib.sha256(b"\n".join(copies)).hexdigest() if copies else None
+
+    def holdings(self, refs: Sequence[VersionRef]) -> Mapping[SagaId, int]:
+        with self._transaction() as run:
+            records = run("count_mentions", saga_ids=[ref.saga_id for ref in refs])
+            counts = {record["saga_id"]: record["entities"] for record in records}
+        return {ref.saga_id: counts.get(ref.saga_id, 0) for ref in refs}
+
+    def sweep_orphans(self, limit: int) -> int:
+        """Remove up to `limit` entities that nothing mentions or relates; how many went.
+
+        Takes the locks that staging takes, then looks again: an entity that a document has come to
+        mention since it was found stays.
+        """
+        with self._transaction() as run:
+            keys = sorted(record["key"] for record in run("find_orphans", limit=limit))
+            run("lock_orphans", keys=keys).consume()
+            [record] = run("delete_orphans", keys=keys)
+        return int(record["removed"])
+
+    def ping(self) -> None:
+        with self._transaction() as run:
+            run("ping").consume()
+
+    def close(self) -> None:
+        with self._lock:
+            driver, self._driver = self._driver, None
+        if driver is not None:
+            driver.close()
+
+    def _create(self, run: Run, versions: Sequence[StagedVersion]) -> None:
+        entities = {
+            entity.key: {"key": entity.key, "type": entity.type, "name": _shared_name(entity.key)}
+            for version in versions
+            for entity in version.extraction.entities
+        }
+        relations = [row for version in versions for row in _relation_rows(version)]
+        # In one order for all writers: with unsorted keys they deadlock and retry for seconds.
+        run("lock_entities", entities=[entities[key] for key in sorted(entities)]).consume()
+        run("create_mentions", versions=[_version_row(version) for version in versions]).consume()
+        created = run("create_relations", relations=relations).consume().counters
+        if created.relationships_created != len(relations):
+            raise StoreRejected(self.name, "a relation names an entity that its document lacks")
+
+    def _remove(
+        self, batch: Sequence[VersionRef], doomed: Callable[[str], bool]
+    ) -> Mapping[SagaId, int]:
+        removed = {ref.saga_id: 0 for ref in batch}
+        with self._transaction() as run:
+            locked = _lock_versions(run, removed)
+            saga_ids = [saga_id for saga_id, status in locked.items() if status and doomed(status)]
+            # Deleting a relationship locks both its ends: in the order of the writers, hence.
+            run("lock_entities_of", saga_ids=saga_ids).consume()
+            for name in ("delete_relations", "delete_mentions"):
+                for record in run(name, saga_ids=saga_ids):
+                    removed[record["saga_id"]] += record["removed"]
+            for saga_id in saga_ids:
+                removed[saga_id] += 1
+            passing = [saga_id for saga_id, status in locked.items() if not status]
+            run("delete_versions", saga_ids=[*saga_ids, *passing]).consume()
+        return removed
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Run]:
+        """One transaction, committed unless the block raises.
+
+        Explicit, because the driver repeats its managed ones by itself: the engine retries.
+        """
+        with (
+            self._errors(),
+            self._open().session(database=self._database) as session,
+            session.begin_transaction(timeout=self._timeout_s) as transaction,
+        ):
+            yield lambda name, **parameters: transaction.run(_QUERIES[name], parameters)
+            transaction.commit()
+
+    def _open(self) -> neo4j.Driver:
+        with self._lock:
+            if self._driver is None:
+                self._driver = neo4j.GraphDatabase.driver(
+                    self._uri,
+                    auth=self._auth,
+                    connection_timeout=self._timeout_s,
+                    connection_write_timeout=self._timeout_s,
+                    connection_acquisition_timeout=self._timeout_s,
+                    liveness_check_timeout=10.0,  # finds connections that a restart has broken
+                    max_transaction_retry_time=0,
+                    notifications_min_severity="OFF",
+                    telemetry_disabled=True,
+                )
+                _bound_reads(self._driver, self._timeout_s)
+            return self._driver
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Translate the driver's errors; the only place that does."""
+        try:
+            yield
+        except (Neo4jError, DriverError) as error:
+            raise self._translated(error) from error
+
+    def _translated(self, error: Neo4jError | DriverError) -> ApexError:
+        code, detail = str(getattr(error, "code", "")), str(error)
+        if isinstance(error, IncompleteCommit) or _timed_out(error) or "TimedOut" in code:
+            return OutcomeUnknown(self.name, after_s=self._timeout_s)
+        if isinstance(error, AuthError | Forbidden):
+            return StoreUnavailable(self.name, f"it does not let us in: {code}")
+        if isinstance(error, ConstraintError) or code.endswith(".EntityNotFound"):
+            return StoreConflict(self.name, code)
+        if code.endswith(_TOO_LARGE) or "too large to index" in detail:
+            return StoreRejected(self.name, detail)
+        if isinstance(error, DatabaseUnavailable | NotALeader | ForbiddenOnReadOnlyDatabase):
+            return StoreUnavailable(self.name, code)
+        if isinstance(error, TransientError):
+            return StoreConflict(self.name, code)
+        if isinstance(error, ClientError):
+            return StoreRejected(self.name, detail)
+        return StoreUnavailable(self.name, detail)
+
+
+# Said to be transient, but the same transaction will not fit next time either: half of it may.
+_TOO_LARGE = ("MemoryPoolOutOfMemoryError", "TransactionMemoryLimit", "StackOverFlowError")
+
+
+def _load_queries() -> Mapping[str, str]:
+    text = resources.files(__package__).joinpath("neo4j.cypher").read_text("utf-8")
+    parts = re.split(r"^// (\w+) //$", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+_QUERIES = _load_queries()
+
+
+def _lock_versions(run: Run, saga_ids: Iterable[SagaId]) -> dict[SagaId, str | None]:
+    """Lock these sagas' versions, creating those that are not there; their status, None if new."""
+    records = run("lock_versions", saga_ids=sorted(set(saga_ids)))
+    return {record["saga_id"]: record["status"] for record in records}
+
+
+def _mark(run: Run, publications: Sequence[Row]) -> None:
+    """Make these versions committed and current, and those that they replace superseded."""
+    run("mark_committed", publications=publications).consume()
+    superseded = [record["saga_id"] for record in run("mark_superseded", publications=publications)]
+    for saga_ids, old, new in (
+        ([row["saga_id"] for row in publications], "staged", "committed"),
+        (superseded, "committed", "superseded"),
+    ):
+        for name in ("mark_mentions", "mark_relations"):
+            run(name, saga_ids=saga_ids, from_status=old, to_status=new).consume()
+
+
+def _publication_row(publication: Publication) -> Row:
+    ref, replaced = publication.ref, publication.replaced
+    return {
+        "document_id": ref.document_id,
+        "version": ref.version,
+        "saga_id": ref.saga_id,
+        "replaced_saga_id": replaced.saga_id if replaced else None,
+    }
+
+
+def _version_row(version: StagedVersion) -> Row:
+    content, stamp = version.extraction, _stamp(version.ref)
+    about = {
+        "title": content.title,
+        "collection": content.collection,
+        "content_hash": content.content_hash,
+    }
+    mentions = [
+        {
+            "key": entity.key,
+            "properties": {
+                **stamp,
+                "name": entity.name,
+                "description": entity.description,
+                "aliases": list(entity.aliases),
+                "chunk_ordinals": list(entity.chunk_ordinals),
+                "mentions": entity.mentions,
+            },
+        }
+        for entity in content.entities
+    ]
+    return {"properties": {**stamp, **about}, "mentions": mentions}
+
+
+def _relation_rows(version: StagedVersion) -> Iterator[Row]:
+    stamp = _stamp(version.ref)
+    for relation in version.extraction.relations:
+        yield {
+            "source_key": relation.source_key,
+            "target_key": relation.target_key,
+            "properties": {
+                **stamp,
+                "type": relation.type,
+                "description": relation.description,
+                "weight": relation.weight,
+                "chunk_ordinal": relation.chunk_ordinal,
+            },
+        }
+
+
+def _stamp(ref: VersionRef) -> Row:
+    return {
+        "saga_id": ref.saga_id,
+        "document_id": ref.document_id,
+        "version": ref.version,
+        "ingestion_status": "staged",
+    }
+
+
+def _shared_name(key: str) -> str:
+    return key.partition(":")[2]
+
+
+def _receipt(version: StagedVersion) -> Receipt:
+    content = version.extraction
+    items = {"entities": len(content.entities), "relations": len(content.relations)}
+    return Receipt(store=Neo4jStore.name, saga_id=version.ref.saga_id, items=items)
+
+
+def _canonical(record: neo4j.Record) -> bytes:
+    """One version as bytes that do not depend on the order in which Neo4j returns things."""
+    version = {key: value for key, value in record["version"].items() if key != "touched"}
+    parts: list[Any] = [version, record["current"]]
+    for items in (record["mentions"], record["relations"]):
+        parts.append(
+            sorted(orjson.dumps(item, option=orjson.OPT_SORT_KEYS).decode() for item in items)
+        )
+    return orjson.dumps(parts, default=bytes.decode, option=orjson.OPT_SORT_KEYS)
+
+
+def _check_encodable(batch: Sequence[StagedVersion]) -> None:
+    """Raises StoreRejected for text that is not Unicode and integers beyond 64 bits, naming the
+    documents; the driver would fail in the middle of the batch and name none."""
+    refused = {}
+    for version in batch:
+        try:
+            orjson.dumps([_version_row(version), *_relation_rows(version)])
+        except orjson.JSONEncodeError as error:
+            refused[version.ref.document_id] = str(error)
+    if refused:
+        detail = "; ".join(sorted(set(refused.values())))
+        raise StoreRejected(Neo4jStore.name, detail, document_ids=tuple(refused))
+
+
+def _timed_out(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, TimeoutError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _bound_reads(driver: neo4j.Driver, timeout_s: float) -> None:
+    """Limit how long any read of a connection may take.
+
+    The driver has no setting for it and waits for ever for a server that is frozen, unless that
+    server has told it otherwise. This reaches into its internals: conformance tests freeze a
+    server, and would hang if a release changed them.
+    """
+    pool: Any = driver._pool
+    open_connection = pool.opener
+
+    def open_bounded(*args: Any, **kwargs: Any) -> Any:
+        connection = open_connection(*args, **kwargs)
+        connection.socket.set_read_timeout(timeout_s)
+        return connection
+
+    pool.opener = open_bounded
