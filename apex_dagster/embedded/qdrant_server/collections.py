@@ -10,6 +10,7 @@ the reason, answers 500, and can be deleted.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -97,7 +98,8 @@ class Collections:
         if name in self._shards:
             shard = self._shards.pop(name)
             folder = shard.folder
-            shard.close()
+            with contextlib.suppress(GatewayError):  # a damaged one has to go all the same
+                shard.close()
         elif name in self.broken:
             folder, _ = self.broken.pop(name)
         else:
@@ -124,7 +126,6 @@ class Collections:
                 try:
                     shard.vacuum()
                 except GatewayError as error:
-                    shard.vacuum_due = False
                     log.error("vacuum_failed", collection=name, error=str(error))
                 return True
         return False

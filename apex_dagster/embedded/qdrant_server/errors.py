@@ -46,13 +46,10 @@ class Unprocessable(GatewayError):
 
 
 class EngineFailed(GatewayError):
-    """`panicked` is true when the engine's Rust code panicked half-way through an operation."""
-
     status = 500
 
-    def __init__(self, detail: str, *, panicked: bool = False) -> None:
+    def __init__(self, detail: str) -> None:
         super().__init__(f"Service internal error: {detail}")
-        self.panicked = panicked
 
 
 class NotSupported(GatewayError):
@@ -79,21 +76,21 @@ def engine_calls() -> Iterator[None]:
     """Turn what the engine raises into the answer a Qdrant server would give."""
     try:
         yield
-    except GatewayError:
-        raise
-    except Exception as error:
-        raise _answer(str(error)) from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise BadInput(f"Wrong input: {error}") from error
     except BaseException as error:
         # A Rust panic arrives as pyo3's PanicException, a BaseException that cannot be imported.
-        if type(error).__name__ != "PanicException":
-            raise
-        raise EngineFailed(f"the engine panicked: {error}", panicked=True) from error
+        if type(error).__name__ == "PanicException":
+            raise EngineFailed(f"the engine panicked: {error}") from error
+        if type(error) is Exception:
+            raise _answer(str(error)) from error
+        raise
 
 
 def _answer(text: str) -> GatewayError:
     """The engine raises a bare Exception for everything; only its text tells them apart."""
     if text.startswith("No point with id"):
         return NotFound(f"{text} found")
-    if text.startswith(("Service runtime error", "Operation cancelled", "Out of memory")):
+    if text.startswith(("Service runtime error", "Inconsistent storage", "Out of memory")):
         return EngineFailed(text)
     return BadInput(f"Wrong input: {text}")

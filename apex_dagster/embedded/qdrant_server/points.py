@@ -111,9 +111,10 @@ def payload_selector(wanted: WithPayload | None, *, default: bool) -> Any:
         return wanted
     if (wanted.include is None) == (wanted.exclude is None):
         raise BadInput("Format error in JSON body: with_payload needs `include` or `exclude`")
-    if wanted.include is not None:
-        return edge.PayloadSelector.Include(wanted.include)
-    return edge.PayloadSelector.Exclude(wanted.exclude or [])
+    with engine_values():
+        if wanted.include is not None:
+            return edge.PayloadSelector.Include(wanted.include)
+        return edge.PayloadSelector.Exclude(wanted.exclude or [])
 
 
 def vector_selector(wanted: bool | list[str] | None) -> bool:

@@ -87,9 +87,10 @@ def count(shard: Shard, body: Count) -> Json:
 
 
 def facet(shard: Shard, body: Facet) -> Json:
-    request = edge.FacetRequest(
-        body.key, limit=_limit(body.limit), exact=True, filter=shard.filter(body.filter)
-    )
+    with engine_values():
+        request = edge.FacetRequest(
+            body.key, limit=_limit(body.limit), exact=True, filter=shard.filter(body.filter)
+        )
     response = shard.call(lambda engine: engine.facet(request))
     return {"hits": [{"value": hit.value, "count": hit.count} for hit in response.hits]}
 
