@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -76,3 +78,25 @@ class Settings(BaseSettings):
     def inbox_dir(self) -> Path:
         """The inbox in force."""
         return self.inbox or self.home / "inbox"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoints:
+    """Where the four stores are and how to log in, whether embedded or outside.
+
+    An address is empty where a store was not asked for and has never been started.
+    """
+
+    neo4j_uri: str
+    neo4j_user: str
+    neo4j_password: SecretStr
+    neo4j_database: str = "neo4j"
+    postgres_url: SecretStr
+    qdrant_url: str
+    qdrant_api_key: SecretStr | None
+    redis_url: SecretStr
+
+    def postgres_database(self, database: str) -> SecretStr:
+        """The address of another database of the same PostgreSQL."""
+        parts = urlsplit(self.postgres_url.get_secret_value())
+        return SecretStr(urlunsplit(parts._replace(path=f"/{database}")))

@@ -1,0 +1,172 @@
+"""The fixtures all tests share: real servers, once a session, and names of one's own in them.
+
+stack               Endpoints of four running servers, shared by all tests and xdist workers
+postgres_database   address of a fresh, migrated database, dropped afterwards
+endpoints           `stack` with that database
+qdrant_collection   an unused collection name, deleted afterwards
+redis_prefix        an unused key prefix, deleted afterwards
+unique              a token for document ids and entity names, as Neo4j has one database
+private_server      starts a server of a test's own, to stop, kill or freeze
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from pydantic import SecretStr
+
+from apex_dagster.settings import Endpoints
+from apex_dagster_tests.servers import PrivateServer
+
+ROOT = pytest.StashKey[Path]()
+WATCHDOG = pytest.StashKey[subprocess.Popen[bytes]]()
+TEMPLATE = "migrated_template"
+
+PrivateServerFactory = Callable[[str], PrivateServer]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose a folder for this session's servers and start what removes them at its end."""
+    worker_input = getattr(config, "workerinput", None)
+    if worker_input is not None:  # an xdist worker; the controller has done this
+        config.stash[ROOT] = Path(worker_input["servers_root"])
+        return
+    root = Path(tempfile.mkdtemp(prefix="apex-tests-"))
+    root.chmod(0o711)  # PostgreSQL runs as another account if we are root
+    config.stash[ROOT] = root
+    config.stash[WATCHDOG] = subprocess.Popen(
+        [sys.executable, "-m", "apex_dagster_tests.watchdog", str(root)],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+        cwd=Path(__file__).parents[1],
+    )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: pytest.FixtureRequest) -> None:
+    """Tell an xdist worker where the servers are."""
+    node.workerinput["servers_root"] = str(node.config.stash[ROOT])  # type: ignore[attr-defined]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Runs after Ctrl-C as well; after kill -9 the watchdog notices by itself."""
+    if watchdog := config.stash.get(WATCHDOG, None):
+        watchdog.communicate(timeout=120)
+
+
+@pytest.fixture(scope="session")
+def servers_root(pytestconfig: pytest.Config) -> Path:
+    """Each folder in here is the APEX_HOME of some servers; all are removed with the session."""
+    return pytestconfig.stash[ROOT]
+
+
+@pytest.fixture(scope="session")
+def stack(servers_root: Path) -> Endpoints:
+    """Four real servers, started once a session whichever worker asks first."""
+    from apex_dagster.embedded.stack import Stack
+
+    return Stack(servers_root / "shared").ensure()
+
+
+@pytest.fixture(scope="session")
+def migrated_template(stack: Endpoints, servers_root: Path) -> str:
+    """Name of a database with the newest schema, made once a session, for others to be cloned
+    from: a clone takes 50 ms, the migrations far longer."""
+    from apex_dagster.migrations.migrate import migrate
+
+    with FileLock(servers_root / "template.lock"):
+        if not database_exists(stack, TEMPLATE):
+            unfinished = f"{TEMPLATE}_unfinished"
+            run_sql(stack, f"DROP DATABASE IF EXISTS {unfinished}")
+            run_sql(stack, f"CREATE DATABASE {unfinished}")
+            migrate(stack.postgres_database(unfinished).get_secret_value())
+            run_sql(stack, f"ALTER DATABASE {unfinished} RENAME TO {TEMPLATE}")
+    return TEMPLATE
+
+
+@pytest.fixture
+def postgres_database(stack: Endpoints, migrated_template: str, unique: str) -> Iterator[str]:
+    """The address, password included, of a migrated database that is this test's own."""
+    name = f"test_{unique}"
+    run_sql(stack, f"CREATE DATABASE {name} TEMPLATE {migrated_template}")
+    yield stack.postgres_database(name).get_secret_value()
+    run_sql(stack, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def endpoints(stack: Endpoints, postgres_database: str) -> Endpoints:
+    """The shared servers, with a PostgreSQL database of this test's own."""
+    return replace(stack, postgres_url=SecretStr(postgres_database))
+
+
+@pytest.fixture
+def unique() -> str:
+    """Twelve characters a-z0-9 that no other test has."""
+    return "t" + secrets.token_hex(6)[1:]
+
+
+@pytest.fixture
+def qdrant_collection(stack: Endpoints, unique: str) -> Iterator[str]:
+    """A collection name nobody uses; the collection is deleted if the test created it."""
+    from qdrant_client import QdrantClient
+
+    assert stack.qdrant_api_key is not None
+    name = f"test_{unique}"
+    yield name
+    client = QdrantClient(url=stack.qdrant_url, api_key=stack.qdrant_api_key.get_secret_value())
+    client.delete_collection(name)
+    client.close()
+
+
+@pytest.fixture
+def redis_prefix(stack: Endpoints, unique: str) -> Iterator[str]:
+    """A key prefix nobody uses; its keys are deleted."""
+    import redis
+
+    prefix = f"test:{unique}:"
+    yield prefix
+    with redis.Redis.from_url(stack.redis_url.get_secret_value()) as client:
+        if keys := list(client.scan_iter(match=f"{prefix}*", count=1000)):
+            client.delete(*keys)
+
+
+@pytest.fixture
+def private_server(stack: Endpoints, servers_root: Path) -> Iterator[PrivateServerFactory]:
+    """`private_server("qdrant")` starts a Qdrant of the test's own; it is stopped afterwards."""
+    started: list[PrivateServer] = []
+
+    def start(name: str) -> PrivateServer:
+        home = servers_root / f"private-{os.getpid()}-{secrets.token_hex(4)}"
+        started.append(PrivateServer.start_new(name, home, stack))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.server.stop()
+
+
+def run_sql(stack: Endpoints, statement: str) -> None:
+    """Outside a transaction, on the maintenance database; the statements hold no foreign text."""
+    import psycopg
+
+    url = stack.postgres_database("postgres").get_secret_value()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement.encode())
+
+
+def database_exists(stack: Endpoints, name: str) -> bool:
+    import psycopg
+
+    url = stack.postgres_database("postgres").get_secret_value()
+    with psycopg.connect(url) as connection:
+        row = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone()
+    return row is not None
