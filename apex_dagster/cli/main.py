@@ -1,0 +1,79 @@
+"""`apex`: every command by name. A command's module is imported when it is called, not before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any
+
+import click
+
+# command: (module and object that hold it, its line in `apex --help`)
+COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "up": ("apex_dagster.cli.stack:up", "Start the embedded servers, or find them running."),
+        "down": ("apex_dagster.cli.stack:down", "Stop the embedded servers; their data stays."),
+        "doctor": ("apex_dagster.cli.doctor:doctor", "Say which stores are up, where and how."),
+    }
+)
+
+
+class LazyGroup(click.Group):
+    """A group whose help needs none of its commands imported."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        return say_errors_plainly(lambda: super(LazyGroup, self).invoke(ctx))
+
+
+def say_errors_plainly(call: Callable[[], Any]) -> Any:
+    """Our own errors, and settings that cannot be used, as a message instead of a traceback."""
+    try:
+        return call()
+    except Exception as error:
+        message = plain_message(error)
+        if message is None:
+            raise
+        raise click.ClickException(message) from error
+
+
+def plain_message(error: Exception) -> str | None:
+    """What to tell the user; None for an error nobody foresaw, whose traceback is wanted."""
+    from pydantic import ValidationError
+
+    from apex_dagster.errors import ApexError
+
+    if isinstance(error, ApexError):
+        return str(error)
+    if isinstance(error, ValidationError) and error.title == "Settings":
+        # Without the input, which may be a password.
+        return "; ".join(
+            f"APEX_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}"
+            for problem in error.errors(include_input=False)
+        )
+    return None
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="apex-dagster")
+def main() -> None:
+    """Ingest documents into Neo4j, PostgreSQL, Qdrant and Redis: all four, or none."""
+
+
+if __name__ == "__main__":
+    main()
