@@ -1,0 +1,1 @@
+"""The schema, on a real PostgreSQL."""
