@@ -10,36 +10,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from apex_dagster.extraction.names import (
+    TYPES,
+    clean,
+    is_name,
+    settled_type,
+    without_legal_form,
+)
 from apex_dagster.extraction.passages import Passage, read_passages
 from apex_dagster.records import Chunk, Entity, entity_key
 
 if TYPE_CHECKING:
     from spacy.tokens import Span
 
-# Dates, amounts, nationalities and languages are left out: as nodes they would join documents
-# that have nothing to do with each other.
-TYPES = {
-    "PERSON": "person",
-    "ORG": "organization",
-    "GPE": "place",
-    "LOC": "place",
-    "FAC": "place",
-    "PRODUCT": "product",
-    "EVENT": "event",
-    "LAW": "law",
-    "WORK_OF_ART": "work",
-}
-NOT_PART_OF_A_NAME = re.compile(  # before it
-    r"(?:the|an?|mr|mrs|ms|miss|dr|prof|professor|sir|dame|lord|lady|capt|captain|commander"
-    r"|inspector|judge|senator|president|minister|mayor|chairman|chairwoman)\.?",
-    re.IGNORECASE,
-)
-LEGAL_FORM = re.compile(  # after it
-    r"(?:inc|incorporated|corp|corporation|ltd|limited|llc|llp|plc|gmbh|ag|sa|nv|bv|oy|ab|asa)[.,]*",
-    re.IGNORECASE,
-)
 Words = tuple[str, ...]  # of a name, case folded
-NAME_CHARS_MAX = 120
 DESCRIPTION_CHARS_MAX = 300
 
 
@@ -96,6 +80,7 @@ class Name:
     text: str  # cleaned: without article, title, possessive
     written: str  # with its legal form
     type: str
+    settled: bool  # whether the type is beyond doubt
     passage: int
     span: Span
     start: int  # in the document's text, in characters
@@ -133,7 +118,7 @@ class Group:
 
 def find_names(passages: Sequence[Passage]) -> Iterator[Name]:
     for number, passage in enumerate(passages):
-        for span in passage.doc.ents:
+        for span in passage.doc.ents if not passage.is_headline else ():
             if span.label_ in TYPES:
                 yield from read_name(passage, number, span, TYPES[span.label_])
 
@@ -146,7 +131,9 @@ def find_repeats(passages: Sequence[Passage], seen: Sequence[Name]) -> Iterator[
         for text in (name.text, *surname):
             known.setdefault(first_word(text), {}).setdefault(text, name.type)
     for number, passage in enumerate(passages):
-        doc, taken = passage.doc, {token.i for span in passage.doc.ents for token in span}
+        doc = passage.doc
+        read = doc.ents if not passage.is_headline else ()
+        taken = {token.i for span in read for token in span}
         for token in doc:
             if token.i in taken or token.pos_ != "PROPN":
                 continue
@@ -167,39 +154,17 @@ def read_name(passage: Passage, number: int, span: Span, entity_type: str) -> It
     written = clean(span.text)
     text = without_legal_form(written)
     if is_name(text):
+        noun_before = span.doc[span.start - 1].lower_ if span.start else ""
+        settled = settled_type(text, noun_before)
         yield Name(
             text=text,
             written=written,
-            type=entity_type,
+            type=settled or entity_type,
+            settled=settled is not None,
             passage=number,
             span=span,
             start=passage.offsets[span.start_char],
         )
-
-
-def clean(text: str) -> str:
-    words = (
-        re.sub(r"['’]s$|(?<=s)['’]$", "", text).strip(" \t\"'“”‘’.,;:!?()[]{}<>*_-–—/\\|#").split()
-    )
-    while words and NOT_PART_OF_A_NAME.fullmatch(words[0]):
-        del words[0]
-    return " ".join(words)
-
-
-def without_legal_form(name: str) -> str:
-    words = name.split()
-    while len(words) > 1 and LEGAL_FORM.fullmatch(words[-1]):
-        del words[-1]
-    return " ".join(words).rstrip(",")
-
-
-def is_name(text: str) -> bool:
-    """Whether it can stand as a node: letters, a capital, no address or code."""
-    return (
-        1 < len(text) <= NAME_CHARS_MAX
-        and any(character.isupper() for character in text)
-        and not re.search(r"[@=\\{}<>]|://|\d{4,}", text)
-    )
 
 
 def merge(names: Sequence[Name]) -> list[Group]:
@@ -211,9 +176,7 @@ def merge(names: Sequence[Name]) -> list[Group]:
     for name in names:
         by_words.setdefault(name.words, []).append(name)
     groups = {
-        words: Group(
-            words=words, type=Counter(n.type for n in same).most_common(1)[0][0], names=same
-        )
+        words: Group(words=words, type=likely_type(same), names=same)
         for words, same in by_words.items()
     }
     longer_names: dict[str, list[Words]] = {}  # by first word, last word and initials
@@ -226,6 +189,11 @@ def merge(names: Sequence[Name]) -> list[Group]:
     for group in groups.values():
         group.names.sort(key=lambda name: name.start)
     return sorted(groups.values(), key=lambda group: group.names[0].start)
+
+
+def likely_type(names: Sequence[Name]) -> str:
+    settled = [name.type for name in names if name.settled]
+    return Counter(settled or [name.type for name in names]).most_common(1)[0][0]
 
 
 def full_name(

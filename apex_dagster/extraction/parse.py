@@ -124,14 +124,12 @@ def read_text(document: Document, *, markdown: bool) -> Parsed:
 def read_file(document: Document, kind: str) -> Parsed:
     markdown = kind in (DOCX, MEDIA_TYPES[".odt"], MEDIA_TYPES[".epub"])
     result = run_kreuzberg(document, kind, markdown=markdown)
-    text = clean_text(result.content)
-    if kind == PDF:
-        text = join_lines(text)
-        if not text.strip():
-            raise DocumentRejected(
-                document.document_id,
-                "the PDF holds no text: it is probably a scan; run OCR over it first",
-            )
+    text = page_text(result) if kind == PDF else clean_text(result.content)
+    if kind == PDF and not any(character.isalnum() for character in text):
+        raise DocumentRejected(
+            document.document_id,
+            "the PDF holds no text: it is probably a scan; run OCR over it first",
+        )
     told = clean_json({k: v for k, v in result.metadata.items() if k in ("authors", "created_at")})
     metadata = {key: value for key, value in told.items() if value}
     title = stated_title(result) or heading(text, markdown=markdown) or stem(document)
@@ -163,15 +161,40 @@ def kreuzberg_config(markdown: bool) -> Any:
         use_cache=False,  # the cache would be a folder in the user's home
         output_format="markdown" if markdown else "plain",
         extraction_timeout_secs=PARSE_TIMEOUT_S,
+        pages=kreuzberg.PageConfig(extract_pages=True),
     )
     config.disable_ocr = True  # its models would be fetched from a hub
     return config
 
 
+def page_text(result: ExtractionResult) -> str:
+    """A PDF's pages in order. Not result.content: it repeats as text what it takes for a table."""
+    pages = (page["content"] for page in result.pages or [])
+    return join_lines(clean_text("\n".join(pages)))
+
+
 def join_lines(text: str) -> str:
-    """Undo a PDF's line wraps, and the hyphens at them, so that sentences are whole again."""
-    text = re.sub(r"(?<=[a-z])[-\u00ad]\n(?=[a-z])", "", text)
-    return re.sub(r"(?<=\S)[ \t]*\n(?=[ \t]*[^\s•\-*])", " ", text)
+    """Undo a PDF's line wraps, and the hyphens at them, so that sentences are whole again.
+
+    A PDF marks no paragraphs: one ends where a line is clearly shorter than the others and a
+    sentence ends, or a new one could begin, as after a heading.
+    """
+    lines = [line.strip() for line in text.split("\n")]
+    lengths = sorted(len(line) for line in lines if line)
+    full = lengths[len(lengths) * 9 // 10] if lengths else 0
+    paragraphs = [""]
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        paragraphs[-1] = join_line(paragraphs[-1], line)
+        opens = following[:1].isupper() or not following[:1].isalpha()
+        if not line or (len(line) < 0.75 * full and (line[-1] in '.!?:”"' or opens)):
+            paragraphs.append("")
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
+
+
+def join_line(paragraph: str, line: str) -> str:
+    if re.search(r"[a-z][-\u00ad]$", paragraph) and line[:1].islower():
+        return paragraph[:-1] + line
+    return f"{paragraph} {line}".strip()
 
 
 def stated_title(result: ExtractionResult) -> str:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from spacy.tokens import Doc
 
 PARAGRAPH = re.compile(r"\S(?:.*\S)?(?:\n[ \t]*\S.*)*")
-# What starts a passage of its own inside a paragraph: headings, list items, table rows, quotes.
-NEW_LINE = re.compile(r"\n(?=[ \t]*(?:#{1,6} |[-*+•] |\d{1,3}[.)] |\||>))")
+# What starts a passage of its own in a paragraph: headings, list items, quotes, cells of a table.
+NEW_LINE = re.compile(r"\n(?=[ \t]*(?:#{1,6} |[-*+•] |\d{1,3}[.)] |>))|\n?\|(?:[ \t:-]+\|)*")
 MARKS = re.compile(
     r"^[ \t]*(?:#{1,6}|[-*+•>]|\d{1,3}[.)])(?=[ \t])"  # heading, list item, quote
     r"|!?\[(?=[^\]\n]*\]\()|\]\([^)\s]*(?:\s\"[^\"]*\")?\)"  # [text](address) keeps its text
@@ -36,6 +36,12 @@ class Passage:
 
     doc: Doc
     offsets: Sequence[int]  # of each character of doc.text in the document's text
+
+    @property
+    def is_headline(self) -> bool:
+        """Whether Every Word Is Capitalised, which makes the model take all of it for a name."""
+        words = [token.text for token in self.doc if token.is_alpha and len(token) > 3]
+        return len(words) > 3 and self.doc[-1].is_alpha and all(w[0].isupper() for w in words)
 
 
 def read_passages(text: str, *, spacy_model: str) -> list[Passage]:
@@ -60,7 +66,7 @@ def split_prose(text: str) -> Iterator[tuple[str, list[int]]]:
 
 def plain(piece: str, start: int) -> tuple[str, list[int]]:
     """`piece` without Markdown's marks and on one line; with where each character stood."""
-    blanked = MARKS.sub(lambda mark: "\0" * len(mark.group()), piece.replace("|", " "))
+    blanked = MARKS.sub(lambda mark: "\0" * len(mark.group()), piece)
     characters: list[str] = []
     offsets: list[int] = []
     for offset, character in enumerate(blanked, start):

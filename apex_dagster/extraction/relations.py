@@ -150,6 +150,9 @@ class Walk:
                     yield from self.fact(holder, f"{noun.lemma_} of", owner, noun)
             elif noun is person:
                 yield from self.titled(holder, noun)
+                if noun.ent_type_ == "PERSON":  # "Jane Doe of Acme"
+                    for predicate, target in self.prepositional(noun, ""):
+                        yield from self.fact(holder, predicate, target, noun)
 
     def titled(self, holder: str, name: Token) -> Iterator[Fact]:
         titles = [c for c in name.children if c.dep_ == "compound" and c.pos_ == "NOUN"]
