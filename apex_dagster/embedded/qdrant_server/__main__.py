@@ -1,7 +1,7 @@
 """Runs the gateway until it is told to stop: `python -m apex_dagster.embedded.qdrant_server`.
 
 SIGTERM and SIGINT finish the requests in flight, flush and close; SIGKILL loses nothing that was
-acknowledged. Exit status: 0 stopped, 1 could not start (the reason is the last line on stderr).
+acknowledged. Exit status: 0 stopped; anything else could not start, and stderr says why.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from types import FrameType
 import structlog
 import uvicorn
 
-from apex_dagster.embedded.qdrant_server.app import Limits, create_app
+from apex_dagster.embedded.qdrant_server.app import create_app
 from apex_dagster.embedded.qdrant_server.collections import Collections, DataFolderBusy
+from apex_dagster.embedded.qdrant_server.gateway import Limits
 
 # Longer than httpx keeps an idle connection (5 s), or a client now and then sends a request into
 # a connection that is just being closed.

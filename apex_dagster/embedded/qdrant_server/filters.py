@@ -46,9 +46,11 @@ def _filter(body: Filter, is_text_indexed: IsTextIndexed, *, depth: int) -> edge
 
 
 def _condition(body: Condition, is_text_indexed: IsTextIndexed, *, depth: int) -> Any:
+    if sum(_kinds(body)) > 1:
+        raise BadInput("Format error in JSON body: a condition is of one kind only")
     if body.key is not None:
         return _field_condition(body, body.key, is_text_indexed)
-    if body.match is not None or body.range is not None:
+    if any(test is not None for test in (body.match, body.range)) or _is_bare(body):
         raise BadInput("Format error in JSON body: a condition on a field needs `key`")
     if body.has_id is not None:
         return edge.HasIdCondition(set(body.has_id))
@@ -62,9 +64,23 @@ def _condition(body: Condition, is_text_indexed: IsTextIndexed, *, depth: int) -
     return _filter(body, is_text_indexed, depth=depth + 1)
 
 
+def _kinds(body: Condition) -> tuple[bool, ...]:
+    clauses = (body.must, body.should, body.must_not, body.min_should)
+    return (
+        body.key is not None,
+        body.has_id is not None,
+        isinstance(body.is_empty, PayloadField),
+        isinstance(body.is_null, PayloadField),
+        body.nested is not None,
+        any(clause is not None for clause in clauses),
+    )
+
+
+def _is_bare(body: Condition) -> bool:
+    return isinstance(body.is_empty, bool) or isinstance(body.is_null, bool)
+
+
 def _field_condition(body: Condition, key: str, is_text_indexed: IsTextIndexed) -> Any:
-    if isinstance(body.is_empty, PayloadField) or isinstance(body.is_null, PayloadField):
-        raise BadInput("Format error in JSON body: `is_empty` beside `key` is true or false")
     tests = (body.match, body.range, body.is_empty, body.is_null)
     if all(test is None for test in tests):
         raise BadInput("Wrong input: a condition on a field needs `match`, `range`, `is_empty` ...")
@@ -72,8 +88,8 @@ def _field_condition(body: Condition, key: str, is_text_indexed: IsTextIndexed) 
         key,
         match=None if body.match is None else _match(body.match, key, is_text_indexed),
         range=None if body.range is None else _range(body.range),
-        is_empty=body.is_empty,
-        is_null=body.is_null,
+        is_empty=None if isinstance(body.is_empty, PayloadField) else body.is_empty,
+        is_null=None if isinstance(body.is_null, PayloadField) else body.is_null,
     )
 
 

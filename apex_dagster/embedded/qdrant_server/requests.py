@@ -1,26 +1,18 @@
 """The JSON bodies the gateway understands, as msgspec structs.
 
-Decoding checks types on the way in, at the speed of a plain JSON parser. A field that is not
-listed here is one the gateway cannot honour, so it is refused with 501 instead of being ignored.
-`None` means absent, as in Qdrant's own clients, which leave nulls out.
+A field that is not listed here is one the gateway cannot honour, so it is refused with 501 instead
+of being ignored. `None` means absent, as in Qdrant's own clients, which leave nulls out.
 """
 
 from __future__ import annotations
 
-import functools
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import msgspec
-
-from apex_dagster.embedded.qdrant_server.errors import BadInput, NotSupported
+from apex_dagster.embedded.qdrant_server.body import Body
 
 PointId = int | str
 Payload = dict[str, Any]
 Vector = list[float]
-
-
-class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Base of all requests."""
 
 
 # Filters
@@ -249,26 +241,3 @@ class Query(Prefetch):
 
 class QueryBatch(Body):
     searches: list[Query]
-
-
-BodyT = TypeVar("BodyT", bound=Body)
-
-
-@functools.cache
-def decoder(kind: type[BodyT]) -> msgspec.json.Decoder[BodyT]:
-    """Made once for each kind of request."""
-    return msgspec.json.Decoder(kind)
-
-
-def decode(content: bytes, kind: type[BodyT]) -> BodyT:
-    """Parse `content` as `kind`; raises BadInput, or NotSupported for a field not listed above."""
-    try:
-        body: BodyT = decoder(kind).decode(content)
-    except msgspec.ValidationError as error:
-        unknown = str(error).removeprefix("Object contains unknown field ")
-        if unknown != str(error):
-            raise NotSupported(f"field {unknown}") from error
-        raise BadInput(f"Format error in JSON body: {error}") from error
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise BadInput(f"Format error in JSON body: {error}") from error
-    return body

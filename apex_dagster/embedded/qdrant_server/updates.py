@@ -134,8 +134,10 @@ def _selected(
     by_filter: Callable[[edge.Filter], Operation],
 ) -> Operation:
     chosen = shard.filter(body.filter)
+    if body.points is not None and chosen is not None:
+        raise BadInput("Bad request: Either list of ids or filter must be provided, not both")
     with engine_values():
-        if body.points is not None:  # a server lets ids win over a filter
+        if body.points is not None:
             return by_ids(list(body.points))
         if chosen is not None:
             return by_filter(chosen)

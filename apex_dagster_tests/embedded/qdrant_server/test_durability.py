@@ -112,6 +112,14 @@ def test_a_second_gateway_on_the_folder_says_who_is_in_the_way(own_gateway: Make
     assert gateway.ask("GET", "/collections").status_code == 200
 
 
+def test_a_taken_port_ends_the_gateway(own_gateway: MakeGateway, gateway: GatewayProcess) -> None:
+    late = own_gateway("--port", str(gateway.port))  # the last --port counts
+    with pytest.raises(AssertionError, match="address already in use"):
+        late.start()
+    assert late.process is not None
+    assert late.process.wait() != 0
+
+
 def test_other_machines_are_not_served(own_gateway: MakeGateway) -> None:
     with pytest.raises(AssertionError, match=r"0\.0\.0\.0 is not a loopback address"):
         own_gateway("--host", "0.0.0.0").start()
