@@ -9,12 +9,25 @@ from typing import Any
 
 import click
 
+from apex_dagster.cli import exit_codes
+
 # command: (module and object that hold it, its line in `apex --help`)
 COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "up": ("apex_dagster.cli.stack:up", "Start the embedded servers, or find them running."),
         "down": ("apex_dagster.cli.stack:down", "Stop the embedded servers; their data stays."),
         "doctor": ("apex_dagster.cli.doctor:doctor", "Say which stores are up, where and how."),
+        "demo": ("apex_dagster.cli.demo:demo", "Start everything and ingest the sample corpus."),
+        "status": ("apex_dagster.cli.status:status", "Show how every document stands."),
+        "saga": ("apex_dagster.cli.saga:saga", "Look at sagas, finish or undo them."),
+        "quarantine": (
+            "apex_dagster.cli.quarantine:quarantine",
+            "Look at documents whose saga cannot succeed as they are.",
+        ),
+        "migrate": (
+            "apex_dagster.cli.migrate:migrate",
+            "Bring the ledger's schema to the newest version.",
+        ),
     }
 )
 
@@ -49,7 +62,7 @@ def say_errors_plainly(call: Callable[[], Any]) -> Any:
         message = plain_message(error)
         if message is None:
             raise
-        raise click.ClickException(message) from error
+        raise exit_codes.as_click(error, message) from error
 
 
 def plain_message(error: Exception) -> str | None:
@@ -69,7 +82,9 @@ def plain_message(error: Exception) -> str | None:
     return None
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup, epilog=exit_codes.HELP, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(package_name="apex-dagster")
 def main() -> None:
     """Ingest documents into Neo4j, PostgreSQL, Qdrant and Redis: all four, or none."""

@@ -59,7 +59,9 @@ class Sources:
     def _files(self, path: str) -> Iterator[_File]:
         if path == SAMPLES:
             for sample in sample_files():
-                yield _File(path=sample, document_id=sample.name, collection="samples")
+                # As if dropped into the inbox folder of that name: one document either way.
+                name = f"samples/{sample.name}"
+                yield _File(path=sample, document_id=name, collection="samples")
         elif path.startswith(INBOX):
             yield from self._inbox_files(path)
         else:

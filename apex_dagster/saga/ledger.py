@@ -478,9 +478,13 @@ class Ledger:
         rows = self._rows("list_sagas", statuses=values, document_id=document_id, limit=limit)
         return [_saga(row) for row in rows]
 
-    def newest_sagas(self, *, limit: int = 1000) -> list[Saga]:
-        """The last saga of each document, by arrival."""
-        return [_saga(row) for row in self._rows("newest_sagas", limit=limit)]
+    def newest_sagas(
+        self, *, limit: int = 1000, document_ids: Sequence[str] | None = None
+    ) -> list[Saga]:
+        """The last saga of each document (of these documents), by arrival; of more than `limit`,
+        those that arrived last."""
+        ids = list(document_ids) if document_ids is not None else None
+        return [_saga(row) for row in self._rows("newest_sagas", limit=limit, document_ids=ids)]
 
     def pointers(self, document_ids: Sequence[str]) -> dict[str, DictRow]:
         """document_id -> live_version, live_saga_id, content_hash."""

@@ -19,7 +19,9 @@ WITH move AS (
         status = coalesce(%(target)s, s.status),
         epoch = s.epoch + %(epoch_step)s::integer,
         takeovers = s.takeovers + %(takeover)s::integer,
-        current_step = coalesce(%(step)s, s.current_step),
+        -- How far the saga came; an undo goes by it, and must not move it.
+        current_step = CASE WHEN %(records)s = 'undone_step' THEN s.current_step
+            ELSE coalesce(%(step)s, s.current_step) END,
         completed_steps = CASE WHEN %(records)s = 'completed_step'
             THEN s.completed_steps || jsonb_build_object(%(step)s::text, m.detail) ELSE s.completed_steps END,
         undone_steps = CASE WHEN %(records)s = 'undone_step'
@@ -238,10 +240,14 @@ WHERE (%(statuses)s::text[] IS NULL OR status = ANY (%(statuses)s))
 ORDER BY created_at DESC, arrival DESC LIMIT %(limit)s
 
 -- newest_sagas --
--- The last saga of each document, in the order of their arrival.
+-- The last saga of each document; of more than the limit, those that arrived last. By arrival.
 SELECT * FROM (
-    SELECT DISTINCT ON (document_id) * FROM apex.saga_state ORDER BY document_id, arrival DESC
-) newest ORDER BY arrival LIMIT %(limit)s
+    SELECT * FROM (
+        SELECT DISTINCT ON (document_id) * FROM apex.saga_state
+        WHERE %(document_ids)s::text[] IS NULL OR document_id = ANY (%(document_ids)s)
+        ORDER BY document_id, arrival DESC
+    ) newest ORDER BY arrival DESC LIMIT %(limit)s
+) page ORDER BY arrival
 
 -- pointers --
 SELECT document_id, live_version, live_saga_id, content_hash FROM apex.documents

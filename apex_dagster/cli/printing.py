@@ -1,0 +1,57 @@
+"""How commands print: JSON for programs, tables for people."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import click
+import orjson
+from rich.console import Console
+
+PIPE_WIDTH = 160  # columns where there is no terminal to ask
+
+STYLES = {
+    "completed": "green",
+    "compensated": "yellow",
+    "failed": "bold red",
+    "compensating": "yellow",
+    "in_progress": "cyan",
+    "pending": "dim",
+}
+
+
+def print_json(value: object) -> None:
+    """One document on stdout."""
+    options = orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS
+    click.echo(orjson.dumps(value, option=options).decode())
+
+
+def console() -> Console:
+    """Stdout; wide enough for whole ids where it is a pipe."""
+    terminal = Console(highlight=False)
+    return terminal if terminal.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
+
+
+def styled(status: str) -> str:
+    """A saga status in its colour."""
+    return f"[{STYLES.get(status, 'default')}]{status}[/]"
+
+
+def milliseconds(value: float | None) -> str:
+    """For people: 41 ms, 2.4 s."""
+    if value is None:
+        return "–"
+    return f"{value:.0f} ms" if value < 1000 else f"{value / 1000:.1f} s"
+
+
+def clock(at: datetime | None) -> str:
+    """Date and time, UTC."""
+    return f"{at:%Y-%m-%d %H:%M:%S}" if at else "–"
+
+
+def compact(value: Any) -> str:
+    """A receipt or detail on one line: entities 15, relations 12."""
+    if not value:
+        return ""
+    return ", ".join(f"{key} {item}" for key, item in value.items() if item is not None)

@@ -1,0 +1,102 @@
+"""What one saga did, step by step, and what a person can do about it now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from apex_dagster.saga.saga import Saga
+from apex_dagster.saga.states import Status
+
+STEPS = ("neo4j_write", "postgres_write", "qdrant_write", "redis_write")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStory:
+    """One saga step: how far it got, and how its undo went."""
+
+    step: str
+    state: str  # "not started", "started", "completed"; "undone" or "undo failed" after it
+    receipt: Mapping[str, Any] | None  # items the store said it holds, by kind
+    duration_ms: float | None  # of the write, for the whole batch it was part of
+    undo: Mapping[str, Any] | None  # {"removed": n}, {"skipped": why} or {"error": what}
+
+
+def steps_of(saga: Saga, events: Sequence[Mapping[str, Any]]) -> list[StepStory]:
+    """The four steps in their order; `events` is the saga's audit trail, oldest first."""
+    durations = {e["step"]: e["duration_ms"] for e in events if e["event"] == "step_completed"}
+    started = {e["step"] for e in events if e["event"] == "step_started"}
+    return [
+        StepStory(
+            step=step,
+            state=_state(saga, step, started),
+            receipt=saga.completed_steps.get(step),
+            duration_ms=durations.get(step),
+            undo=saga.undone_steps.get(step),
+        )
+        for step in STEPS
+    ]
+
+
+def _state(saga: Saga, step: str, started: set[str]) -> str:
+    if step in saga.undone_steps and step in started:
+        return "undone" if saga.undone(step) else "undo failed"
+    if step in saga.completed_steps:
+        return "completed"
+    return "started" if step in started else "not started"
+
+
+def what_now(saga: Saga, *, now: datetime) -> str:
+    """What an operator can do, in a sentence or two. `now` only words the advice: whether a lease
+    has run out is decided by the database's clock when it is taken over."""
+    if saga.status is Status.COMPLETED and saga.published_at is not None:
+        return "Nothing: the version went live in all four stores."
+    if saga.status is Status.COMPENSATED:
+        return _after_compensation(saga)
+    if saga.status is Status.FAILED:
+        return (
+            "An undo used up its retries. Bring the store it names back, then run "
+            f"`apex saga compensate {saga.saga_id}`: undos that succeeded are not repeated."
+        )
+    if _is_held(saga, now):
+        return (
+            f"Wait: {saga.lease_owner or 'whoever opened it'} drives it, and renews its lease, "
+            f"which runs until {_clock(saga.lease_expires_at)}." + _or_compensate(saga)
+        )
+    return (
+        "Its owner is silent and its lease has run out. The recovery sensor finishes it while "
+        "Dagster runs; `apex saga recover` does so now." + _or_compensate(saga)
+    )
+
+
+def is_abandoned(saga: Saga, *, now: datetime) -> bool:
+    """Whether it has work left and nobody who does it."""
+    unfinished = saga.status in (Status.PENDING, Status.IN_PROGRESS, Status.COMPENSATING) or (
+        saga.status is Status.COMPLETED and saga.published_at is None
+    )
+    return unfinished and not _is_held(saga, now)
+
+
+def _is_held(saga: Saga, now: datetime) -> bool:
+    return saga.lease_expires_at is not None and saga.lease_expires_at > now
+
+
+def _after_compensation(saga: Saga) -> str:
+    done = "Every store is as it was before. "
+    if (saga.error or {}).get("class") in ("permanent", "unexpected", "crash_loop"):
+        return done + "Correct the document, or the fault it met, and submit it again."
+    return (
+        done + "A file that is still in the inbox is tried again by itself; else submit it again."
+    )
+
+
+def _or_compensate(saga: Saga) -> str:
+    if saga.status not in (Status.PENDING, Status.IN_PROGRESS):
+        return ""
+    return f" To give it up instead: `apex saga compensate {saga.saga_id}`."
+
+
+def _clock(at: datetime | None) -> str:
+    return f"{at:%H:%M:%S} UTC" if at else "?"
