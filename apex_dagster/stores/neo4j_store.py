@@ -45,6 +45,8 @@ from apex_dagster.errors import (
 )
 from apex_dagster.records import Publication, Receipt, SagaId, StagedVersion, VersionRef
 
+KEY_CHARS_MAX = 2000  # an indexed string has 8,167 bytes at most, and a character up to 4
+
 Row = dict[str, Any]
 Run = Callable[..., neo4j.Result]
 
@@ -80,7 +82,7 @@ class Neo4jStore:
             session.run(_QUERIES["await_indexes"], timeout_s=int(self._timeout_s) + 1).consume()
 
     def stage(self, batch: Sequence[StagedVersion]) -> list[Receipt]:
-        _check_encodable(batch)
+        _check(batch)
         versions = {version.ref.saga_id: version for version in batch}
         with self._transaction() as run:
             locked = _lock_versions(run, versions)
@@ -153,10 +155,14 @@ class Neo4jStore:
         relations = [row for version in versions for row in _relation_rows(version)]
         # In one order for all writers: with unsorted keys they deadlock and retry for seconds.
         run("lock_entities", entities=[entities[key] for key in sorted(entities)]).consume()
-        run("create_mentions", versions=[_version_row(version) for version in versions]).consume()
-        created = run("create_relations", relations=relations).consume().counters
-        if created.relationships_created != len(relations):
-            raise StoreRejected(self.name, "a relation names an entity that its document lacks")
+        mentions = run("create_mentions", versions=[_version_row(each) for each in versions])
+        related = run("create_relations", relations=relations)
+        created = sum(
+            result.consume().counters.relationships_created for result in (mentions, related)
+        )
+        # SET passes over a node that the sweeper has deleted while it waited for the lock.
+        if created != len(relations) + sum(len(each.extraction.entities) for each in versions):
+            raise StoreConflict(self.name, "an entity was swept while it was being mentioned")
 
     def _remove(
         self, batch: Sequence[VersionRef], doomed: Callable[[str], bool]
@@ -223,7 +229,7 @@ class Neo4jStore:
             return StoreUnavailable(self.name, f"it does not let us in: {code}")
         if isinstance(error, ConstraintError) or code.endswith(".EntityNotFound"):
             return StoreConflict(self.name, code)
-        if code.endswith(_TOO_LARGE) or "too large to index" in detail:
+        if code.endswith(_TOO_LARGE):
             return StoreRejected(self.name, detail)
         if isinstance(error, DatabaseUnavailable | NotALeader | ForbiddenOnReadOnlyDatabase):
             return StoreUnavailable(self.name, code)
@@ -345,18 +351,33 @@ def _canonical(record: neo4j.Record) -> bytes:
     return orjson.dumps(parts, default=bytes.decode, option=orjson.OPT_SORT_KEYS)
 
 
-def _check_encodable(batch: Sequence[StagedVersion]) -> None:
-    """Raises StoreRejected for text that is not Unicode and integers beyond 64 bits, naming the
-    documents; the driver would fail in the middle of the batch and name none."""
+def _check(batch: Sequence[StagedVersion]) -> None:
+    """Raises StoreRejected with the documents that Neo4j, or the driver in the middle of the batch,
+    would refuse without naming them."""
     refused = {}
     for version in batch:
-        try:
-            orjson.dumps([_version_row(version), *_relation_rows(version)])
-        except orjson.JSONEncodeError as error:
-            refused[version.ref.document_id] = str(error)
+        if reason := _refusal(version):
+            refused[version.ref.document_id] = reason
     if refused:
         detail = "; ".join(sorted(set(refused.values())))
         raise StoreRejected(Neo4jStore.name, detail, document_ids=tuple(refused))
+
+
+def _refusal(version: StagedVersion) -> str | None:
+    keys = {entity.key for entity in version.extraction.entities}
+    if len(keys) < len(version.extraction.entities):
+        return "two entities have one key"
+    for key in (version.ref.saga_id, *keys):
+        if len(key) > KEY_CHARS_MAX:
+            return f"the key {key[:40]}... has more than {KEY_CHARS_MAX} characters"
+    for relation in version.extraction.relations:
+        if not {relation.source_key, relation.target_key} <= keys:
+            return f"a {relation.type} relation names an entity that the document lacks"
+    try:
+        orjson.dumps([_version_row(version), *_relation_rows(version)])
+    except orjson.JSONEncodeError as error:  # no Unicode, or an integer beyond 64 bits
+        return str(error)
+    return None
 
 
 def _timed_out(error: BaseException | None) -> bool:

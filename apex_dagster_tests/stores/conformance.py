@@ -11,11 +11,10 @@ A `test_<name>_store.py` subclasses `StoreConformance` and supplies three fixtur
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pytest
 
@@ -81,12 +80,11 @@ class StoreConformance:
         return open_store(address)
 
     @pytest.fixture
-    def make(self) -> MakeVersion:
-        """staged_version() with document ids and a vocabulary that no other test has."""
-        token = f"t{uuid.uuid4().hex[:10]}"
+    def make(self, unique: str) -> MakeVersion:
+        """staged_version() with document ids and a vocabulary that begin with `unique`."""
 
-        def make(name: str = "doc", version: int = 1, **shape: object) -> StagedVersion:
-            return staged_version(f"{token}-{name}", version, **{"vocabulary": token, **shape})  # type: ignore[arg-type]
+        def make(name: str = "doc", version: int = 1, **shape: Any) -> StagedVersion:
+            return staged_version(f"{unique}-{name}", version, **{"vocabulary": unique, **shape})
 
         return make
 

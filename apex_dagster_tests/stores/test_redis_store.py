@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from urllib.parse import urlsplit
@@ -11,10 +10,17 @@ import orjson
 import pytest
 import redis
 
-from apex_dagster.errors import StageMissing, StoreRejected, StoreUnavailable
+from apex_dagster.errors import OutcomeUnknown, StageMissing, StoreRejected, StoreUnavailable
 from apex_dagster.records import Publication, VersionRef
 from apex_dagster.stores.redis_store import TEXT_BYTES_MAX, RedisStore
-from apex_dagster_tests.stores.conformance import OpenStore, StoreConformance, digest, publish
+from apex_dagster_tests.stores.conformance import (
+    OpenStore,
+    StoreConformance,
+    digest,
+    eventually,
+    publish,
+    within,
+)
 from apex_dagster_tests.stores.faulty_link import Address
 
 
@@ -57,34 +63,27 @@ class RedisProbe:
 
 
 @pytest.fixture
-def prefix() -> str:
-    return f"test-{uuid.uuid4().hex[:12]}:"
-
-
-@pytest.fixture
-def probe(stack, prefix) -> Iterator[RedisProbe]:
-    with redis.Redis.from_url(stack.redis_url) as client:
-        yield RedisProbe(client, prefix)
-        for key in client.scan_iter(f"{prefix}*"):
-            client.delete(key)
+def probe(stack, redis_prefix) -> Iterator[RedisProbe]:
+    with redis.Redis.from_url(stack.redis_url.get_secret_value()) as client:
+        yield RedisProbe(client, redis_prefix)
 
 
 @pytest.fixture(scope="session")
 def address(stack) -> Address:
-    url = urlsplit(stack.redis_url)
+    url = urlsplit(stack.redis_url.get_secret_value())
     assert url.hostname
     return url.hostname, url.port or 6379
 
 
 @pytest.fixture
-def open_store(stack, prefix) -> Iterator[OpenStore]:
+def open_store(stack, redis_prefix) -> Iterator[OpenStore]:
     opened = []
 
     def open_store(address: Address, *, timeout_s: float = 30.0) -> RedisStore:
-        parts = urlsplit(stack.redis_url)
+        parts = urlsplit(stack.redis_url.get_secret_value())
         user = parts.netloc.rpartition("@")[0]
         url = parts._replace(netloc=f"{user}@{address[0]}:{address[1]}").geturl()
-        store = RedisStore(url, prefix=prefix, timeout_s=timeout_s)
+        store = RedisStore(url, prefix=redis_prefix, timeout_s=timeout_s)
         opened.append(store)
         if timeout_s >= 30.0:
             store.prepare()
@@ -93,6 +92,16 @@ def open_store(stack, prefix) -> Iterator[OpenStore]:
     yield open_store
     for store in opened:
         store.close()
+
+
+@pytest.fixture
+def private_redis(private_server) -> Iterator[tuple[RedisStore, redis.Redis]]:
+    """A store on a server of this test's own, and a client to configure it."""
+    url = private_server("redis").endpoints.redis_url.get_secret_value()
+    store = RedisStore(url)
+    with redis.Redis.from_url(url) as client:
+        yield store, client
+    store.close()
 
 
 class TestRedisStore(StoreConformance):
@@ -170,6 +179,57 @@ class TestRedisStore(StoreConformance):
         with pytest.raises(StoreRejected) as caught:
             store.stage([good, bad])
         assert caught.value.document_ids == (bad.ref.document_id,)
+
+    def test_a_full_server_is_unavailable_for_writes_and_can_be_undone_and_read(
+        self, private_redis, make
+    ):
+        store, client = private_redis
+        live, staged, late = make("live"), make("staged"), make("late")
+        publish(store, live)
+        store.stage([staged])
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("maxmemory", "1mb")
+        for write in (
+            lambda: store.stage([late]),
+            lambda: store.publish([Publication(ref=staged.ref)]),
+        ):
+            with pytest.raises(StoreUnavailable, match="maxmemory"):
+                write()
+        assert store.read(live.ref.document_id)["version"] == 1
+        assert digest(store, live) is not None
+        assert store.holdings([staged.ref]) == {staged.ref.saga_id: 1}
+        assert store.revert([staged.ref]) == {staged.ref.saga_id: 1}
+        assert store.discard([live.ref]) == {live.ref.saga_id: 1}
+        client.config_set("maxmemory", "0")
+        store.stage([late])
+
+    def test_a_server_that_may_evict_fences_is_refused(self, private_redis):
+        store, client = private_redis
+        client.config_set("maxmemory", "100mb")
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        with pytest.raises(StoreRejected, match="volatile-lru"):
+            store.prepare()
+        client.config_set("maxmemory-policy", "volatile-lru")
+        store.prepare()
+
+    def test_a_server_that_is_frozen_then_killed_is_an_error_in_time_and_found_again(
+        self, private_server, make
+    ):
+        server = private_server("redis")
+        store = RedisStore(server.endpoints.redis_url.get_secret_value(), timeout_s=1.0)
+        store.ping()
+        server.freeze()
+        for call in (lambda: store.stage([make()]), store.ping):
+            with within(4.0), pytest.raises(OutcomeUnknown):
+                call()
+        server.thaw()
+        eventually(store.ping)
+        server.kill()
+        with within(4.0), pytest.raises(StoreUnavailable):
+            store.stage([make()])
+        server.start()
+        eventually(store.ping)
+        store.close()
 
     def test_a_wrong_password_is_unavailable_and_not_shown(self, address):
         store = RedisStore(f"redis://:secret-guess@{address[0]}:{address[1]}/0", timeout_s=2.0)
