@@ -154,8 +154,7 @@ def read_name(passage: Passage, number: int, span: Span, entity_type: str) -> It
     written = clean(span.text)
     text = without_legal_form(written)
     if is_name(text):
-        noun_before = span.doc[span.start - 1].lower_ if span.start else ""
-        settled = settled_type(text, noun_before)
+        settled = settled_type(text)
         yield Name(
             text=text,
             written=written,
@@ -185,7 +184,10 @@ def merge(names: Sequence[Name]) -> list[Group]:
             longer_names.setdefault(part, []).append(words)
     for words in sorted(groups, key=lambda words: (len(words), words)):
         if (full := full_name(words, groups, longer_names)) is not None:
-            groups[full].names += groups.pop(words).names
+            short = groups.pop(words)
+            groups[full].names += short.names
+            if short.type == "person":
+                groups[full].type = "person"
     for group in groups.values():
         group.names.sort(key=lambda name: name.start)
     return sorted(groups.values(), key=lambda group: group.names[0].start)
@@ -221,6 +223,9 @@ def is_short_for(short: Group, full: Group) -> bool:
     words, longer = short.words, full.words
     if full.type == "person":  # a surname, whatever the model takes it for; or a first name
         return longer[-len(words) :] == words or (short.type, words) == ("person", longer[:1])
+    if short.type == "person":  # "Dr. Marsh" tells that "Elena Marsh" is no company
+        settled = any(name.settled for name in full.names)
+        return not settled and longer[-1:] == words and full.type == "organization"
     if full.type != short.type:
         return False
     if full.type == "organization":

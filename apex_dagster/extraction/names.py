@@ -41,16 +41,11 @@ PLACE = re.compile(
     r"|(?:cape|fort|lake|mount|port|isle of) .+",
     re.IGNORECASE,
 )
-VESSELS = frozenset(
-    ("boat", "ferry", "frigate", "liner", "ship", "steamer", "submarine", "tug", "vessel", "yacht")
-)
 NAME_CHARS_MAX = 120
 
 
-def settled_type(name: str, noun_before: str) -> str | None:
-    """The type that a name's own words, or the noun before it, leave no doubt about."""
-    if noun_before in VESSELS:
-        return "product"
+def settled_type(name: str) -> str | None:
+    """The type that a name's own words leave no doubt about."""
     if ORGANIZATION.fullmatch(name):
         return "organization"
     return "place" if PLACE.fullmatch(name) else None

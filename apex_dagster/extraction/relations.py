@@ -19,7 +19,8 @@ from apex_dagster.records import Chunk, Relation
 if TYPE_CHECKING:
     from spacy.tokens import Doc, Token
 
-OBJECTS = frozenset({"dobj", "attr", "dative", "oprd"})
+# npadvmod: what the small model calls the object of "visited Berlin"; dates are no entities.
+OBJECTS = frozenset({"dobj", "attr", "dative", "oprd", "npadvmod"})
 SUBJECTS = frozenset({"nsubj", "nsubjpass"})
 RELATIVE_PRONOUNS = frozenset({"who", "which", "that", "whom"})
 # Verbs that only open another verb: "began to build" says BUILD, but "refused to build" does not.
