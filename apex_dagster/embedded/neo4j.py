@@ -105,7 +105,9 @@ class Neo4j(EmbeddedServer):
                     "SHOW SETTINGS 'server.directories.data' YIELD value"
                 )
         except AuthError as error:
-            raise WrongServer(f"port {state.port} is answered by another Neo4j") from error
+            raise WrongServer(
+                f"the Neo4j on port {state.port} refuses the password in {self.password_path}"
+            ) from error
         except (DriverError, Neo4jError) as error:
             raise NotReady(str(error)) from error
         if Path(setting["value"]).resolve() != self.data.resolve():

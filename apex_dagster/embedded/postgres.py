@@ -53,6 +53,7 @@ class Postgres(EmbeddedServer):
     """Holds the databases `apex` and `dagster`; extension `vector` can be created in any."""
 
     name: ClassVar[str] = "postgres"
+    start_timeout_s: ClassVar[float] = 180.0  # after a crash, up to 1 GB of log is replayed
     stop_signal: ClassVar[int] = signal.SIGINT  # fast shutdown; SIGTERM would wait for clients
 
     def __init__(self, home: Path) -> None:
@@ -91,6 +92,11 @@ class Postgres(EmbeddedServer):
                     "SELECT current_setting('server_version'), current_setting('data_directory')"
                 ).fetchone()
         except psycopg.OperationalError as error:
+            if "password authentication failed" in str(error):
+                raise WrongServer(
+                    f"the PostgreSQL on port {state.port} refuses the password in "
+                    f"{self.password_path}"
+                ) from error
             raise NotReady(str(error).strip()) from error
         assert row is not None
         version, directory = row

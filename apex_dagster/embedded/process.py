@@ -103,14 +103,14 @@ def start_detached(launch: Launch, *, directory: Path, log: Path) -> psutil.Proc
 
 
 def find(state: ServerState | None, directory: Path) -> psutil.Process | None:
-    """The process that `state` speaks of, if it still runs and is that one."""
+    """The process that `state` speaks of, if it has not ended and is that one."""
     if state is None or state.pid is None:
         return None
     if state.pid in _children and _children[state.pid].poll() is not None:
         return None
     try:
         process = psutil.Process(state.pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
+        if has_ended(process):
             return None
         # Creation times are derived from the wall clock, which can be set; the mark cannot move.
         same_time = state.created_at is not None and (
@@ -155,14 +155,26 @@ def wait_ended(process: psutil.Process, timeout_s: float) -> bool:
     note of the end, which a parent that is busy may never do.
     """
     deadline = time.monotonic() + timeout_s
-    while has_not_ended(process):
+    while not has_ended(process):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.02)
     return True
 
 
-def has_not_ended(process: psutil.Process) -> bool:
+def has_ended(process: psutil.Process) -> bool:
+    """Whether a process is gone, with all its threads and therefore its port."""
+    try:
+        if not process.is_running():
+            return True
+        # A killed JVM is a zombie while its other threads still hold its sockets.
+        return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
+    except psutil.NoSuchProcess:
+        return True
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process runs; False while it is dying, too."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

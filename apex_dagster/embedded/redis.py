@@ -53,6 +53,8 @@ class Redis(EmbeddedServer):
         with redis.Redis.from_url(self.url(state), socket_timeout=5) as client:
             try:
                 answer = client.info("server")
+            except redis.AuthenticationError as error:
+                raise WrongServer(f"port {state.port} is answered by another server") from error
             except (redis.ConnectionError, redis.TimeoutError) as error:
                 raise NotReady(str(error)) from error
         if answer["process_id"] != state.pid:

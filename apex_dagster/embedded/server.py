@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import psutil
 from filelock import FileLock
 
 from apex_dagster.embedded import ports, process
@@ -41,7 +40,7 @@ class NotReady(Exception):
 
 
 class WrongServer(Exception):
-    """Something answers on the port that is not the server we started."""
+    """Something answers on the port that is not the server we started, or not with our password."""
 
 
 class EmbeddedServer(ABC):
@@ -89,7 +88,7 @@ class EmbeddedServer(ABC):
         state = process.read_state(self.state_path)
         if state is None or not state.ready:
             return None
-        return state if process.find(state, self.directory) else None
+        return state if self._is_alive(state) else None
 
     def known(self) -> ServerState | None:
         """The state of the server's last start, whether or not it still runs."""
@@ -132,7 +131,7 @@ class EmbeddedServer(ABC):
             child = process.start_detached(launch, directory=self.directory, log=self.log)
             state = replace(state, pid=child.pid, created_at=child.create_time())
             process.write_state(self.state_path, state)
-            if self._wait_ready(child, state):
+            if self._wait_ready(state, report):
                 self.finish(state)
                 state = replace(state, ready=True)
                 process.write_state(self.state_path, state)
@@ -140,29 +139,32 @@ class EmbeddedServer(ABC):
                 return state
         raise self._not_started(f"another program took its port {START_ATTEMPTS} times")
 
-    def _wait_ready(self, child: psutil.Process, state: ServerState) -> bool:
+    def _wait_ready(self, state: ServerState, report: OnProgress) -> bool:
         """True when the server answers; False when it ended because its port was taken."""
         deadline = time.monotonic() + self.start_timeout_s
         reason = "no answer"
         while time.monotonic() < deadline:
-            ended = process.find(state, self.directory) is None
+            if not self._is_alive(state):
+                self._stop()  # waits until it has let go of its port
+                if not ports.is_free(state.port):
+                    return False
+                raise self._not_started("it ended during its start")
             try:
                 self.probe(state)
-                if not ended:
-                    return True
-                reason = "another server answers"
+                return True
             except NotReady as error:
                 reason = str(error)
             except WrongServer as error:
                 self._stop()
                 raise self._not_started(str(error)) from error
-            if ended:
-                if not ports.is_free(state.port):
-                    return False
-                raise self._not_started("it ended during its start")
+            report(Progress(server=self.name, phase="starting"))
             time.sleep(0.05)
         self._stop()
         raise self._not_started(f"not ready within {self.start_timeout_s:g} s: {reason}")
+
+    def _is_alive(self, state: ServerState) -> bool:
+        found = process.find(state, self.directory)
+        return found is not None and process.is_alive(found)
 
     def _stop(self) -> bool:
         state = self.known()

@@ -6,10 +6,11 @@ endpoints(settings)     the same, but for stores that the settings name elsewher
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from types import MappingProxyType
 
 from pydantic import SecretStr
@@ -68,10 +69,7 @@ class Stack:
             raise InvalidInput(f"no server is named {', '.join(sorted(unknown))}: {', '.join(ALL)}")
         down = [self.servers[name] for name in ALL if name in names and not self.is_up(name)]
         if down:
-            with ThreadPoolExecutor(len(down)) as pool:
-                starts = [pool.submit(server.ensure, on_progress or ignore) for server in down]
-            for start in starts:
-                start.result()
+            start_all(down, on_progress or ignore)
         return self._endpoints()
 
     def down(self, names: Collection[str] = ALL) -> list[str]:
@@ -142,6 +140,26 @@ def outside_names(settings: Settings) -> set[str]:
     return {name for name, address in addresses.items() if address is not None}
 
 
+def start_all(servers: Sequence[EmbeddedServer], on_progress: OnProgress) -> None:
+    """Start servers at once. On Ctrl-C, downloads and waiting end at the next report."""
+    interrupted = Event()
+
+    def report(progress: Progress) -> None:
+        if interrupted.is_set():
+            raise InterruptedError
+        on_progress(progress)
+
+    with ThreadPoolExecutor(len(servers)) as pool:
+        starts = [pool.submit(server.ensure, report) for server in servers]
+        try:
+            wait(starts)
+        except KeyboardInterrupt:
+            interrupted.set()
+            raise
+    for start in starts:
+        start.result()
+
+
 def server_status(server: EmbeddedServer) -> ServerStatus:
     """Ask one embedded server what it is."""
     state, version, problem = server.known(), None, None
@@ -149,7 +167,8 @@ def server_status(server: EmbeddedServer) -> ServerStatus:
     if state is None:
         problem = "it has never been started"
     elif running is None:
-        problem = "its process does not run"
+        # A stop takes the pid out of the state file; a crash cannot.
+        problem = "it is stopped" if state.pid is None else f"it ended by itself: see {server.log}"
     else:
         try:
             version = server.probe(running)
