@@ -24,8 +24,9 @@ def content_hash(document: Document) -> str:
     except (TypeError, ValueError) as error:
         raise DocumentRejected(document.document_id, f"metadata: {error}") from error
     kind = document.media_type or PurePath(document.name).suffix.lower()
+    texts = (text.encode("utf-8", "surrogatepass") for text in (kind, document.collection))
     digest = hashlib.sha256()
-    for part in (document.content, kind.encode(), document.collection.encode(), written):
+    for part in (document.content, *texts, written):
         digest.update(len(part).to_bytes(8, "big"))  # so that no part can flow into the next
         digest.update(part)
     return digest.hexdigest()

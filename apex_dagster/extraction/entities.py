@@ -87,7 +87,7 @@ class Name:
 
     @property
     def words(self) -> Words:
-        return tuple(self.text.casefold().split())
+        return tuple(entity_key("", self.text).removeprefix(":").split())
 
     def mention(self, key: str) -> Mention:
         return Mention(passage=self.passage, first=self.span.start, last=self.span.end - 1, key=key)

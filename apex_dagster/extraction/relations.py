@@ -26,6 +26,8 @@ RELATIVE_PRONOUNS = frozenset({"who", "which", "that", "whom"})
 # Verbs that only open another verb: "began to build" says BUILD, but "refused to build" does not.
 PHASE_VERBS = frozenset(["begin", "start", "continue", "go", "come", "help", "manage"])
 SENTENCE_CHARS_MAX = 500
+HOPS_MAX = 8  # verbs climbed from one to the next; a list of verbs can chain thousands
+PREDICATE_CHARS_MAX = 100
 
 
 class RelationFinder(Protocol):
@@ -167,7 +169,7 @@ class Walk:
 
     def fact(self, source: str, predicate: str, target: str, token: Token) -> Iterator[Fact]:
         relation_type = upper_snake(predicate)
-        if source != target and relation_type:
+        if source != target and 0 < len(relation_type) <= PREDICATE_CHARS_MAX:
             yield Fact(source=source, type=relation_type, target=target, token=token)
 
     def named(self, tokens: Sequence[Token] | Iterator[Token]) -> Iterator[str]:
@@ -181,7 +183,7 @@ class Walk:
                     yield key
 
 
-def subjects(verb: Token) -> list[Token]:
+def subjects(verb: Token, hops: int = HOPS_MAX) -> list[Token]:
     """The verb's own subject, or the one it takes over from the clause it hangs on."""
     own = [c for c in verb.children if c.dep_ in SUBJECTS]
     if verb.dep_ == "relcl" and (not own or own[0].lower_ in RELATIVE_PRONOUNS):
@@ -190,8 +192,8 @@ def subjects(verb: Token) -> list[Token]:
         return [token for subject in own for token in conjuncts(subject)]
     if verb.dep_ == "acl":  # "a ship built by Acme", "a company building ships"
         return [verb.head]
-    if verb.dep_ in ("conj", "xcomp", "advcl") and verb.head.pos_ in ("VERB", "AUX"):
-        return subjects(verb.head)
+    if hops and verb.dep_ in ("conj", "xcomp", "advcl") and verb.head.pos_ in ("VERB", "AUX"):
+        return subjects(verb.head, hops - 1)
     return []
 
 
@@ -230,20 +232,22 @@ def is_passive(verb: Token) -> bool:
     return marked or (verb.dep_ == "acl" and verb.tag_ == "VBN")
 
 
-def negated(verb: Token) -> bool:
+def negated(verb: Token, hops: int = HOPS_MAX) -> bool:
     """Whether this verb, or one that opens it ("did not agree to sell"), is denied."""
     if any(c.dep_ == "neg" or c.lower_ in ("never", "no") for c in verb.children):
         return True
-    return verb.dep_ == "xcomp" and verb.head.pos_ == "VERB" and negated(verb.head)
+    opened = verb.dep_ == "xcomp" and verb.head.pos_ == "VERB"
+    return opened and hops > 0 and negated(verb.head, hops - 1)
 
 
-def phrase(verb: Token) -> str:
+def phrase(verb: Token, hops: int = HOPS_MAX) -> str:
     """The verb's lemma with its particle, after the verb that opens it: "agree to take over"."""
     particles = [c.lemma_ for c in verb.children if c.dep_ == "prt"]
     words = " ".join([verb.lemma_, *particles])
     opener = verb.head
-    if verb.dep_ == "xcomp" and opener.pos_ == "VERB" and opener.lemma_ not in PHASE_VERBS:
-        return f"{phrase(opener)} to {words}"
+    opened = verb.dep_ == "xcomp" and opener.pos_ == "VERB"
+    if hops and opened and opener.lemma_ not in PHASE_VERBS:
+        return f"{phrase(opener, hops - 1)} to {words}"
     return words
 
 

@@ -92,6 +92,12 @@ def test_mentions_point_to_the_chunks_they_stand_in():
         assert list(entity.chunk_ordinals) == holding
 
 
+def test_spellings_that_share_a_key_are_one_entity():
+    found = read("The ﬁrm Oﬀice Depot grew. In Paris, Office Depot hired. Office Depot paid.")
+    keys = [entity.key for entity in found.entities]
+    assert len(keys) == len(set(keys))
+
+
 def test_keys_are_those_that_documents_share():
     for entity in read("Elena Marsh works for Meridian Bank in Port Alder.").entities:
         assert entity.key == entity_key(entity.type, entity.name)

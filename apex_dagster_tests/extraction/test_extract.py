@@ -186,6 +186,11 @@ def test_what_no_store_can_hold_is_gone(extractor, submit: Submit):
     assert "\\x00" not in written
 
 
+def test_a_file_name_that_is_not_utf8_gives_a_title_that_is(extractor, submit: Submit):
+    extraction = extractor.extract(submit("Some words that say enough.", "b\udcff.txt"))
+    assert extraction.title == "b"
+
+
 def test_a_huge_word_is_cut_into_bounded_chunks(extractor, submit: Submit):
     extraction = extractor.extract(submit("QUJD" * 20_000))
     assert "".join(chunk.text for chunk in extraction.chunks) == "QUJD" * 20_000

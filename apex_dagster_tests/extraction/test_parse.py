@@ -9,6 +9,7 @@ import pytest
 
 from apex_dagster.errors import DocumentRejected
 from apex_dagster.extraction.parse import KreuzbergParser, join_lines
+from apex_dagster.extraction.passages import split_prose
 from apex_dagster.samples import CORPUS
 from apex_dagster_tests.extraction.conftest import Submit
 
@@ -115,6 +116,15 @@ def test_what_cannot_be_read_is_rejected_with_the_reason(
 ):
     with pytest.raises(DocumentRejected, match=reason):
         PARSER.parse(submit(content, name))
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "text", ["# a" + " " * 300_000 + "b", "[" * 300_000, "# x\n" + "<" * 300_000, "](" * 150_000]
+)
+def test_no_pattern_runs_away(text: str, submit: Submit):
+    parsed = PARSER.parse(submit(text, "a.md"))
+    assert sum(len(readable) for readable, _ in split_prose(parsed.text)) > 0
 
 
 def test_a_zip_bomb_is_refused_before_it_unpacks(submit: Submit):

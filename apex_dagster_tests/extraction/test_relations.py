@@ -74,6 +74,18 @@ def test_a_relation_points_to_its_chunk():
     assert relation.chunk_ordinal == 3
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Elena Marsh " + ", ".join(["visited Berlin"] * 1500) + ".",
+        "Elena Marsh wanted " + "to want " * 1500 + "to see Berlin.",
+        "Elena Marsh met " + " and ".join(["Viktor Hansen"] * 1500) + ".",
+    ],
+)
+def test_endless_sentences_are_read_all_the_same(text: str):
+    assert all(len(relation.type) <= 100 for relation in relations(text))
+
+
 def test_a_recogniser_without_grammar_gives_no_relations():
     assert GrammarRelationFinder().find(Reading(entities=()), []) == ()
 
