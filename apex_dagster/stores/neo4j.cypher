@@ -21,20 +21,21 @@ SET e.touched = timestamp()
 
 // create_mentions //
 UNWIND $versions AS version
-MATCH (v:DocumentVersion {saga_id: version.properties.saga_id})
-SET v += version.properties
+MATCH (v:DocumentVersion {saga_id: version.stamp.saga_id})
+SET v += version.stamp, v += version.about
 WITH v, version
 UNWIND version.mentions AS mention
 MATCH (e:Entity {key: mention.key})
 CREATE (v)-[m:MENTIONS]->(e)
-SET m = mention.properties
+SET m = mention.properties, m += version.stamp
 
 // create_relations //
-UNWIND $relations AS relation
+UNWIND $versions AS version
+UNWIND version.relations AS relation
 MATCH (source:Entity {key: relation.source_key})
 MATCH (target:Entity {key: relation.target_key})
 CREATE (source)-[r:RELATES]->(target)
-SET r = relation.properties
+SET r = relation.properties, r += version.stamp
 
 // lock_documents //
 UNWIND $document_ids AS document_id

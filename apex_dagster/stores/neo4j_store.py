@@ -152,16 +152,15 @@ class Neo4jStore:
             for version in versions
             for entity in version.extraction.entities
         }
-        relations = [row for version in versions for row in _relation_rows(version)]
         # In one order for all writers: with unsorted keys they deadlock and retry for seconds.
         run("lock_entities", entities=[entities[key] for key in sorted(entities)]).consume()
-        mentions = run("create_mentions", versions=[_version_row(each) for each in versions])
-        related = run("create_relations", relations=relations)
+        mentions = run("create_mentions", versions=[_mentions_row(each) for each in versions])
+        relations = run("create_relations", versions=[_relations_row(each) for each in versions])
         created = sum(
-            result.consume().counters.relationships_created for result in (mentions, related)
+            result.consume().counters.relationships_created for result in (mentions, relations)
         )
         # SET passes over a node that the sweeper has deleted while it waited for the lock.
-        if created != len(relations) + sum(len(each.extraction.entities) for each in versions):
+        if created != sum(sum(_receipt(each).items.values()) for each in versions):
             raise StoreConflict(self.name, "an entity was swept while it was being mentioned")
 
     def _remove(
@@ -281,8 +280,8 @@ def _publication_row(publication: Publication) -> Row:
     }
 
 
-def _version_row(version: StagedVersion) -> Row:
-    content, stamp = version.extraction, _stamp(version.ref)
+def _mentions_row(version: StagedVersion) -> Row:
+    content = version.extraction
     about = {
         "title": content.title,
         "collection": content.collection,
@@ -292,7 +291,6 @@ def _version_row(version: StagedVersion) -> Row:
         {
             "key": entity.key,
             "properties": {
-                **stamp,
                 "name": entity.name,
                 "description": entity.description,
                 "aliases": list(entity.aliases),
@@ -302,23 +300,24 @@ def _version_row(version: StagedVersion) -> Row:
         }
         for entity in content.entities
     ]
-    return {"properties": {**stamp, **about}, "mentions": mentions}
+    return {"stamp": _stamp(version.ref), "about": about, "mentions": mentions}
 
 
-def _relation_rows(version: StagedVersion) -> Iterator[Row]:
-    stamp = _stamp(version.ref)
-    for relation in version.extraction.relations:
-        yield {
+def _relations_row(version: StagedVersion) -> Row:
+    relations = [
+        {
             "source_key": relation.source_key,
             "target_key": relation.target_key,
             "properties": {
-                **stamp,
                 "type": relation.type,
                 "description": relation.description,
                 "weight": relation.weight,
                 "chunk_ordinal": relation.chunk_ordinal,
             },
         }
+        for relation in version.extraction.relations
+    ]
+    return {"stamp": _stamp(version.ref), "relations": relations}
 
 
 def _stamp(ref: VersionRef) -> Row:
@@ -374,7 +373,7 @@ def _refusal(version: StagedVersion) -> str | None:
         if not {relation.source_key, relation.target_key} <= keys:
             return f"a {relation.type} relation names an entity that the document lacks"
     try:
-        orjson.dumps([_version_row(version), *_relation_rows(version)])
+        orjson.dumps((_mentions_row(version), _relations_row(version)))
     except orjson.JSONEncodeError as error:  # no Unicode, or an integer beyond 64 bits
         return str(error)
     return None
