@@ -95,7 +95,12 @@ def _requests(
         if not batch:
             continue
         attempts = {file.uri: now[file.uri].attempts + 1 for file in batch}
-        parts = [[file.uri, content, attempts[file.uri]] for file, content in batch.items()]
+        # The signature as well: the same content dropped again is a new request, not a repeat that
+        # Dagster would skip until its attempts are used up.
+        parts = [
+            [file.uri, content, file.signature, attempts[file.uri]]
+            for file, content in batch.items()
+        ]
         run_key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         for file, content in batch.items():
             now[file.uri] = _Seen(
