@@ -126,7 +126,7 @@ def _stores(settings: Settings, servers: Endpoints) -> tuple[Store, ...]:
             servers.neo4j_uri,
             servers.neo4j_user,
             servers.neo4j_password.get_secret_value(),
-            settings.neo4j_database,
+            servers.neo4j_database,
             timeout_s=settings.step_timeout_s,
         ),
         PostgresStore(

@@ -7,6 +7,7 @@ qdrant_collection   an unused collection name, deleted afterwards
 redis_prefix        an unused key prefix, deleted afterwards
 unique              a token for document ids and entity names, as Neo4j has one database
 private_server      starts a server of a test's own, to stop, kill or freeze
+app                 the application over them (apex_dagster_tests/applications.py)
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from pydantic import SecretStr
 
 from apex_dagster.settings import Endpoints
 from apex_dagster_tests.servers import PrivateServer
+
+pytest_plugins = ["apex_dagster_tests.applications"]
 
 ROOT = pytest.StashKey[Path]()
 WATCHDOG = pytest.StashKey[subprocess.Popen[bytes]]()

@@ -77,9 +77,9 @@ class SagasResource(dg.ConfigurableResource[None]):
 
     def application(self) -> Application:
         """The process's application for these stores; the first call starts and migrates."""
-        update: dict[str, object] = {}
-        for store in (self.neo4j, self.postgres, self.qdrant, self.redis):
-            update |= store.settings()
+        stores = (self.neo4j, self.postgres, self.qdrant, self.redis)
+        stated = {name: value for store in stores for name, value in store.settings().items()}
+        update = {name: value for name, value in stated.items() if value is not None}
         return application(Settings().model_copy(update=update))
 
     def store(self, name: str) -> Store:

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from threading import Lock
 
-from apex_dagster.errors import DocumentRejected
+from apex_dagster.errors import ApexError, DocumentRejected
 from apex_dagster.ingestion.codec import unpack
 from apex_dagster.records import Extraction, Publication, Receipt, SagaId, StagedVersion, VersionRef
 from apex_dagster.saga.ledger import Ledger
@@ -53,10 +53,19 @@ class StoreStep:
     def __init__(self, store: Store, extractions: Extractions) -> None:
         self.store, self._extractions = store, extractions
         self.name = f"{store.name}_write"
+        self._prepared = False
 
     def stage(self, refs: Sequence[VersionRef]) -> list[Receipt]:
         """Load what was extracted, and stage it."""
-        return self.store.stage(self._extractions.of(refs))
+        versions = self._extractions.of(refs)
+        try:
+            if not self._prepared:
+                self.store.prepare()
+                self._prepared = True
+            return self.store.stage(versions)
+        except ApexError:
+            self._prepared = False  # perhaps it came back empty: an index or collection is gone
+            raise
 
     def publish(self, publications: Sequence[Publication]) -> None:
         """Mark versions live."""

@@ -10,7 +10,7 @@ from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 from dagster_postgres.utils import create_pg_engine, retry_pg_connection_fn
 
-from apex_dagster.embedded.stack import dagster_postgres_url
+from apex_dagster.embedded.stack import Stack
 from apex_dagster.settings import Settings
 
 _URL_VARIABLE = "DAGSTER_POSTGRES_URL"
@@ -79,7 +79,7 @@ class PooledPostgresStorage(DagsterPostgresStorage):
     ) -> "PooledPostgresStorage":
         url = config_value.get("postgres_url") or os.environ.get(_URL_VARIABLE)
         return cls(
-            url or dagster_postgres_url(Settings()),
+            url or _embedded_url(Settings()),
             pool_size=config_value.get("pool_size", 4),
             inst_data=inst_data,
         )
@@ -87,3 +87,9 @@ class PooledPostgresStorage(DagsterPostgresStorage):
 
 def _keep_pool(statement_timeout: int, pool_recycle: int, max_overflow: int) -> None:
     """Stands in for `optimize_for_webserver`: the pool is there already."""
+
+
+def _embedded_url(settings: Settings) -> str:
+    """The embedded server's database for Dagster, beside the ledger's."""
+    servers = Stack(settings.home).ensure(["postgres"])
+    return servers.postgres_database("dagster").get_secret_value()

@@ -1,0 +1,92 @@
+"""The application under test: real stores, a ledger, collection and key prefix of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from apex_dagster.composition import Application, build
+from apex_dagster.logs import configure_logs
+from apex_dagster.records import SagaId, VersionRef
+from apex_dagster.settings import Endpoints, Settings
+
+configure_logs()
+
+BuildApplication = Callable[..., Application]
+
+# Small, so that a store that is down is given up within a second or two.
+QUICK = {
+    "step_attempts": 2,
+    "step_timeout_s": 10.0,
+    "undo_attempts": 2,
+    "undo_timeout_s": 10.0,
+    "retry_base_s": 0.01,
+    "lease_s": 30.0,
+    "grace_s": 0.0,
+}
+
+
+@pytest.fixture
+def build_application(
+    endpoints: Endpoints, qdrant_collection: str, redis_prefix: str, tmp_path: Any
+) -> Iterator[BuildApplication]:
+    """Builds applications over the test's own part of the shared stores; closes them at the end."""
+    built: list[Application] = []
+
+    def build_one(servers: Endpoints = endpoints, **settings: Any) -> Application:
+        values = QUICK | {
+            "home": tmp_path,
+            "qdrant_collection": qdrant_collection,
+            "redis_prefix": redis_prefix,
+        }
+        app = build(Settings(**(values | settings)), servers)
+        built.append(app)
+        return app
+
+    yield build_one
+    for app in built:
+        app.close()
+
+
+@pytest.fixture
+def app(build_application: BuildApplication) -> Application:
+    """One application with quick retries."""
+    return build_application()
+
+
+def copies(app: Application, document_id: str) -> dict[str, dict[int, str]]:
+    """What each store holds of a document: store -> version -> digest."""
+    versions = range(1, _last_version(app, document_id) + 1)
+    return {
+        name: {
+            version: digest
+            for version in versions
+            if (digest := store.digest(document_id, version)) is not None
+        }
+        for name, store in app.stores.items()
+    }
+
+
+def assert_whole(app: Application, document_id: str) -> None:
+    """All four stores hold the live version and no other; nothing at all where none is live."""
+    pointer = app.ledger.pointers([document_id]).get(document_id)
+    live = pointer["live_version"] if pointer else None
+    held = {name: sorted(versions) for name, versions in copies(app, document_id).items()}
+    assert held == {name: [live] if live else [] for name in app.stores}
+
+
+def events(app: Application, saga_id: str) -> list[tuple[str, str | None]]:
+    """A saga's audit trail as (event, step)."""
+    return [(row["event"], row["step"]) for row in app.ledger.events(saga_id)]
+
+
+def version_ref(document_id: str, version: int, saga_id: str) -> VersionRef:
+    """Names a version."""
+    return VersionRef(document_id=document_id, version=version, saga_id=SagaId(saga_id))
+
+
+def _last_version(app: Application, document_id: str) -> int:
+    versions = [saga.version for saga in app.ledger.list_sagas(document_id=document_id)]
+    return max(versions, default=0)

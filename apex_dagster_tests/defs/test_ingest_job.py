@@ -1,0 +1,188 @@
+"""`ingest_documents` on the real stores: what a person sees in the UI's runs, tags and events."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.reconstruct import ReconstructableJob
+
+from apex_dagster.composition import Application
+from apex_dagster.saga.failpoints import armed
+from apex_dagster.saga.states import Status
+from apex_dagster_tests.applications import assert_whole, copies
+from apex_dagster_tests.defs.conftest import ingest
+from apex_dagster_tests.documents import document
+
+STEPS = ("neo4j_write", "postgres_write", "qdrant_write", "redis_write")
+UNDO = ("redis_compensate", "qdrant_compensate", "postgres_compensate", "neo4j_compensate")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the test's files lie."""
+    path = tmp_path / "files"
+    path.mkdir()
+    return path
+
+
+def write(folder: Path, name: str, *, edition: int = 1, **fields: object) -> Path:
+    path = folder / f"{name}.json"
+    content = document(name, edition=edition, **fields).content
+    path.write_bytes(content)
+    return path
+
+
+def test_a_run_puts_a_document_into_all_stores_and_says_so(
+    dagster_app: Application,
+    instance: dg.DagsterInstance,
+    ingest_job: ReconstructableJob,
+    folder: Path,
+    unique: str,
+) -> None:
+    result = ingest(ingest_job, instance, paths=[str(write(folder, unique))])
+    assert result.success
+    [saga] = dagster_app.ledger.sagas_of_run(result.run_id)
+    assert saga.status is Status.COMPLETED
+    assert_whole(dagster_app, unique)
+    tags = instance.get_run_by_id(result.run_id).tags
+    assert tags["saga/status"] == "completed"
+    assert tags["saga/id"] == saga.saga_id
+    assert tags["saga/document_id"] == unique
+    [event] = materializations(instance, result.run_id)
+    assert event.metadata["document_id"].value == unique
+    assert event.metadata["version"].value == 1
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_failed_run_is_compensated_by_a_linked_run_in_reverse_order(
+    dagster_app: Application,
+    instance: dg.DagsterInstance,
+    ingest_job: ReconstructableJob,
+    folder: Path,
+    unique: str,
+    step: str,
+) -> None:
+    ingest(ingest_job, instance, paths=[str(write(folder, unique))])
+    before = copies(dagster_app, unique)
+    path = write(folder, unique, edition=2)
+    with armed(f"started:{step}=unavailable"):
+        result = ingest(ingest_job, instance, paths=[str(path)])
+    assert not result.success
+    [saga] = dagster_app.ledger.sagas_of_run(result.run_id)
+    assert saga.status is Status.COMPENSATED
+    assert copies(dagster_app, unique) == before
+
+    failed = instance.get_run_by_id(result.run_id)
+    compensation = instance.get_run_by_id(failed.tags["saga/compensation_run"])
+    assert (failed.status, failed.tags["saga/status"]) == (
+        dg.DagsterRunStatus.FAILURE,
+        "compensated",
+    )
+    assert compensation.status is dg.DagsterRunStatus.SUCCESS
+    assert compensation.parent_run_id == failed.run_id
+    assert compensation.tags["saga/compensates"] == failed.run_id
+    assert succeeded_steps(instance, compensation.run_id) == [*UNDO, "close_sagas"]
+
+
+def test_one_poisoned_document_leaves_the_batch_and_the_run_succeeds(
+    dagster_app: Application,
+    instance: dg.DagsterInstance,
+    ingest_job: ReconstructableJob,
+    folder: Path,
+    unique: str,
+) -> None:
+    for index in range(9):
+        write(folder, f"{unique}-{index}", chunks=1)
+    write(folder, f"{unique}-bad", chunks=1, poison=True)
+    result = ingest(ingest_job, instance, paths=[str(folder)])
+    assert result.success
+    run = instance.get_run_by_id(result.run_id)
+    assert (run.tags["saga/completed"], run.tags["saga/compensated"]) == ("9", "1")
+    assert run.tags["saga/status"] == "completed"
+    compensation = instance.get_run_by_id(run.tags["saga/compensation_run"])
+    assert compensation.status is dg.DagsterRunStatus.SUCCESS
+    [entry] = dagster_app.ledger.quarantined()
+    assert entry["document_id"] == f"{unique}-bad"
+    assert_whole(dagster_app, f"{unique}-bad")
+    assert_whole(dagster_app, f"{unique}-0")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_re_execution_from_failure_gives_a_complete_document(
+    dagster_app: Application,
+    instance: dg.DagsterInstance,
+    ingest_job: ReconstructableJob,
+    folder: Path,
+    unique: str,
+    step: str,
+) -> None:
+    with armed(f"started:{step}=unavailable"):
+        failed = ingest(ingest_job, instance, paths=[str(write(folder, unique))])
+    assert not failed.success
+    again = re_execute(ingest_job, instance, failed.run_id, from_failure=True)
+    assert again.success
+    assert "extract" not in succeeded_steps(instance, again.run_id)
+    assert_whole(dagster_app, unique)
+    [saga] = dagster_app.ledger.sagas_of_run(again.run_id)
+    assert saga.status is Status.COMPLETED
+    tags = instance.get_run_by_id(again.run_id).tags
+    assert tags["saga/status"] == "completed"
+    assert not tags.get("saga/compensation_run")
+
+
+def test_re_executing_a_run_that_succeeded_doubles_nothing(
+    dagster_app: Application,
+    instance: dg.DagsterInstance,
+    ingest_job: ReconstructableJob,
+    folder: Path,
+    unique: str,
+) -> None:
+    first = ingest(ingest_job, instance, paths=[str(write(folder, unique))])
+    before = copies(dagster_app, unique)
+    again = re_execute(ingest_job, instance, first.run_id, from_failure=False)
+    assert again.success
+    assert copies(dagster_app, unique) == before
+    assert len(dagster_app.ledger.list_sagas(document_id=unique)) == 1
+
+
+def test_a_run_in_which_every_document_is_rejected_fails_and_says_why(
+    dagster_app: Application,
+    instance: dg.DagsterInstance,
+    ingest_job: ReconstructableJob,
+    folder: Path,
+    unique: str,
+) -> None:
+    empty = folder / f"{unique}.txt"
+    empty.write_text(" ")
+    result = ingest(ingest_job, instance, paths=[str(empty)])
+    assert not result.success
+    [saga] = dagster_app.ledger.sagas_of_run(result.run_id)
+    assert saga.status is Status.COMPENSATED
+    failure = result.failure_data_for_node("extract")
+    assert "text" in failure.user_failure_data.description
+
+
+def re_execute(
+    job: ReconstructableJob, instance: dg.DagsterInstance, run_id: str, *, from_failure: bool
+) -> dg.JobExecutionResult:
+    if from_failure:
+        options = dg.ReexecutionOptions.from_failure(run_id, instance)
+    else:
+        options = dg.ReexecutionOptions(parent_run_id=run_id)
+    parent = instance.get_run_by_id(run_id)
+    with dg.execute_job(
+        job, instance=instance, run_config=parent.run_config, reexecution_options=options
+    ) as result:
+        return result
+
+
+def succeeded_steps(instance: dg.DagsterInstance, run_id: str) -> list[str | None]:
+    records = instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_SUCCESS)
+    return [record.step_key for record in records]
+
+
+def materializations(instance: dg.DagsterInstance, run_id: str) -> list[dg.AssetMaterialization]:
+    records = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+    return [record.asset_materialization for record in records]

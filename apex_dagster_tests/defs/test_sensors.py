@@ -1,0 +1,207 @@
+"""The inbox sensor: files that are complete become runs, once; nothing is lost, nothing doubled."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.reconstruct import ReconstructableJob
+
+from apex_dagster.composition import Application
+from apex_dagster.definitions import defs
+from apex_dagster.defs import sensors
+from apex_dagster.defs.resources import resources_from_environment
+from apex_dagster.saga.failpoints import SimulatedCrash, armed
+from apex_dagster.saga.states import Status
+from apex_dagster_tests.applications import assert_whole
+from apex_dagster_tests.documents import document, submission
+
+
+class Ticks:
+    """Evaluates the sensor as the daemon does, tick after tick, and executes what it asks for."""
+
+    def __init__(self, instance: dg.DagsterInstance, job: ReconstructableJob) -> None:
+        self._instance, self._job, self._cursor = instance, job, None
+        self.keys: set[str] = set()
+
+    def tick(self) -> list[dg.RunRequest]:
+        """One evaluation; requests whose key was seen before are dropped, as Dagster does."""
+        context = dg.build_sensor_context(
+            instance=self._instance,
+            cursor=self._cursor,
+            definitions=defs,
+            resources={"sagas": resources_from_environment()["sagas"]},
+        )
+        with context:
+            result = defs.get_sensor_def("inbox_sensor").evaluate_tick(context)
+        self._cursor = result.cursor
+        fresh = [r for r in result.run_requests or [] if r.run_key not in self.keys]
+        self.keys |= {request.run_key for request in fresh if request.run_key}
+        return fresh
+
+    def run(self, request: dg.RunRequest) -> dg.JobExecutionResult:
+        """Execute one request as the launcher would."""
+        tags = {**request.tags, "dagster/run_key": str(request.run_key)}
+        with dg.execute_job(
+            self._job, instance=self._instance, run_config=request.run_config, tags=tags
+        ) as result:
+            return result
+
+
+@pytest.fixture
+def ticks(
+    dagster_app: Application, instance: dg.DagsterInstance, ingest_job: ReconstructableJob
+) -> Ticks:
+    dagster_app.inbox.folder.mkdir(parents=True, exist_ok=True)
+    return Ticks(instance, ingest_job)
+
+
+def drop(app: Application, name: str, *, edition: int = 1) -> Path:
+    path = app.inbox.folder / f"{name}.json"
+    path.write_bytes(document(name, edition=edition).content)
+    return path
+
+
+def test_a_file_is_taken_at_the_second_look_and_put_away_after_its_run(
+    dagster_app: Application, ticks: Ticks, unique: str
+) -> None:
+    path = drop(dagster_app, unique)
+    assert ticks.tick() == []
+    [request] = ticks.tick()
+    assert ticks.tick() == []
+    assert ticks.run(request).success
+    assert not path.exists()
+    assert (dagster_app.inbox.folder / "processed" / path.name).exists()
+    assert ticks.tick() == []
+    assert_whole(dagster_app, unique)
+
+
+def test_a_file_that_still_grows_waits(dagster_app: Application, ticks: Ticks, unique: str) -> None:
+    path = drop(dagster_app, unique)
+    for _ in range(3):
+        assert ticks.tick() == []
+        path.write_bytes(path.read_bytes() + b" ")
+    assert ticks.tick() == []
+    assert len(ticks.tick()) == 1
+
+
+def test_unfinished_hidden_and_linked_files_are_left_alone(
+    dagster_app: Application, ticks: Ticks, unique: str, tmp_path: Path
+) -> None:
+    inbox = dagster_app.inbox.folder
+    outside = tmp_path / "secret.txt"
+    outside.write_text("not for the corpus")
+    (inbox / "a.json.part").write_text("{}")
+    (inbox / ".hidden.txt").write_text("hidden")
+    (inbox / "link.txt").symlink_to(outside)
+    (inbox / "folder").symlink_to(tmp_path)
+    assert (ticks.tick(), ticks.tick()) == ([], [])
+
+
+def test_the_same_file_dropped_again_doubles_nothing(
+    dagster_app: Application, ticks: Ticks, unique: str
+) -> None:
+    for _ in range(2):
+        drop(dagster_app, unique)
+        ticks.tick()
+        for request in ticks.tick():
+            assert ticks.run(request).success
+    assert len(dagster_app.ledger.list_sagas(document_id=unique)) == 1
+    processed = dagster_app.inbox.folder / "processed"
+    drop(dagster_app, unique)
+    ticks.tick()
+    assert len(list(processed.iterdir())) >= 1
+    assert_whole(dagster_app, unique)
+
+
+def test_a_corrected_file_under_the_same_name_is_a_new_version(
+    dagster_app: Application, ticks: Ticks, unique: str
+) -> None:
+    for edition in (1, 2):
+        drop(dagster_app, unique, edition=edition)
+        ticks.tick()
+        [request] = ticks.tick()
+        assert ticks.run(request).success
+    assert dagster_app.ledger.pointers([unique])[unique]["live_version"] == 2
+
+
+def test_files_share_runs_up_to_the_batch_size(
+    dagster_app: Application, ticks: Ticks, unique: str
+) -> None:
+    for index in range(7):
+        drop(dagster_app, f"{unique}-{index}")
+    ticks.tick()
+    requests = ticks.tick()
+    sizes = [len(r.run_config["ops"]["extract"]["config"]["paths"]) for r in requests]
+    assert sizes == [3, 3, 1]
+
+
+def test_a_bad_file_goes_to_quarantine_with_its_reason(
+    dagster_app: Application, ticks: Ticks, unique: str
+) -> None:
+    bad = dagster_app.inbox.folder / f"{unique}.pdf"
+    bad.write_bytes(b"%PDF-1.7 this is no PDF")
+    ticks.tick()
+    [request] = ticks.tick()
+    assert not ticks.run(request).success
+    quarantine = dagster_app.inbox.folder / "quarantine"
+    assert (quarantine / bad.name).read_bytes() == b"%PDF-1.7 this is no PDF"
+    assert unique in (quarantine / f"{bad.name}.reason.json").read_text()
+    assert not bad.exists()
+
+
+def test_a_file_whose_store_was_down_is_tried_again(
+    dagster_app: Application, ticks: Ticks, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensors, "_RETRY_AFTER_S", 0.0)
+    path = drop(dagster_app, unique)
+    ticks.tick()
+    [request] = ticks.tick()
+    with armed("started:qdrant_write=unavailable"):
+        assert not ticks.run(request).success
+    assert path.exists()
+    [again] = ticks.tick()
+    assert again.run_key != request.run_key
+    assert ticks.run(again).success
+    assert not path.exists()
+    assert_whole(dagster_app, unique)
+
+
+def test_a_file_that_never_works_is_given_up_with_its_reason(
+    dagster_app: Application,
+    ticks: Ticks,
+    unique: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sensors, "_RETRY_AFTER_S", 0.0)
+    path = drop(dagster_app, unique)
+    ticks.tick()
+    with armed("started:qdrant_write=unavailable"):
+        for _ in range(dagster_app.settings.file_attempts):
+            [request] = ticks.tick()
+            assert not ticks.run(request).success
+    assert ticks.tick() == []
+    assert not path.exists()
+    reason = dagster_app.inbox.folder / "quarantine" / f"{path.name}.reason.json"
+    assert "5 runs" in reason.read_text()
+
+
+def test_the_recovery_sensor_finishes_what_a_dead_owner_left(
+    dagster_app: Application, instance: dg.DagsterInstance, unique: str
+) -> None:
+    with armed("written:qdrant_write=raise"), pytest.raises(SimulatedCrash):
+        dagster_app.ingestion.ingest([submission(unique)], owner="dead")
+    with dagster_app.ledger.transaction() as tx:
+        tx.execute("UPDATE apex.saga_state SET lease_expires_at = clock_timestamp()")
+    time.sleep(0.01)
+    resources = {"sagas": resources_from_environment()["sagas"]}
+    with dg.build_sensor_context(
+        instance=instance, definitions=defs, resources=resources
+    ) as context:
+        data = defs.get_sensor_def("recovery_sensor").evaluate_tick(context)
+    assert "1 sagas finished" in (data.skip_message or "")
+    [saga] = dagster_app.ledger.list_sagas(document_id=unique)
+    assert saga.status is Status.COMPLETED
+    assert_whole(dagster_app, unique)

@@ -1,0 +1,29 @@
+"""Ingests one document, to be killed on the way: `python -m ... DOCUMENT_ID EDITION`.
+
+APEX_TEST_ENDPOINTS holds the servers as JSON; settings and failpoints come from the environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from pydantic import SecretStr
+
+from apex_dagster.composition import build
+from apex_dagster.settings import Endpoints, Settings
+from apex_dagster_tests.documents import submission
+
+
+def main() -> None:
+    document_id, edition = sys.argv[1], int(sys.argv[2])
+    values = json.loads(os.environ["APEX_TEST_ENDPOINTS"])
+    secret = {"neo4j_password", "postgres_url", "qdrant_api_key", "redis_url"}
+    endpoints = Endpoints(**{k: SecretStr(v) if k in secret else v for k, v in values.items()})
+    app = build(Settings(), endpoints)
+    app.ingestion.ingest([submission(document_id, edition=edition)], owner="victim")
+
+
+if __name__ == "__main__":
+    main()
