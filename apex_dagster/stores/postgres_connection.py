@@ -174,6 +174,8 @@ def translated_errors(*, after_s: float) -> Iterator[None]:
         yield
     except psycopg.Error as error:
         raise translate(error, after_s=after_s) from error
+    except UnicodeEncodeError as error:
+        raise StoreRejected(STORE, f"not a text: {error.reason}") from error
 
 
 def translate(error: psycopg.Error, *, after_s: float) -> ApexError:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import httpx
 from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 from qdrant_client import QdrantClient
 from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import (
@@ -41,6 +42,8 @@ class ClientPerProcess:
             yield self._of_this_process()
         except (ApiException, QdrantException) as error:
             raise translate(error, after_s=self._timeout_s) from error
+        except PydanticSerializationError as error:
+            raise StoreRejected(STORE, f"not JSON: {error}") from error
 
     def close(self) -> None:
         client = self._clients.pop(os.getpid(), None)

@@ -225,6 +225,11 @@ class TestLimits:
             store.stage([replace(version, extraction=broken), make("good")])
         assert caught.value.document_ids == (version.ref.document_id,)
 
+    @pytest.mark.parametrize("text", ["nul \x00", "half a pair \ud83d"])
+    def test_an_id_that_is_no_text_is_refused(self, bare_store, text):
+        with pytest.raises(StoreRejected):
+            bare_store.digest(text, 1)
+
     def test_a_backslash_before_u0000_is_not_a_nul(self, store, make):
         version = make()
         fine = replace(version.extraction, metadata={"path": "c:\\u0000", "more": "\\\\u0000"})

@@ -203,6 +203,24 @@ class TestPoints:
         assert len(list(qdrant_points.request_sized([make(f"d{n}") for n in range(50)]))) == 1
 
 
+class TestPublish:
+    def test_a_publisher_paused_after_its_checks_revives_nothing_superseded(
+        self, store, probe, make, monkeypatch
+    ):
+        old, new = make(version=1), make(version=2)
+        publish(store, old)
+        publish(store, new, replaced=old)
+        monkeypatch.setattr(store, "_overtaken", lambda client, refs: set())  # what it saw before
+        store.publish([Publication(ref=old.ref)])
+        assert set(probe.statuses(old.ref)) == {"superseded"}
+
+    def test_a_replaced_version_that_was_never_published_stays_staged(self, store, probe, make):
+        old, new = make(version=1), make(version=2)
+        store.stage([old])
+        publish(store, new, replaced=old)
+        assert set(probe.statuses(old.ref)) == {"staged"}
+
+
 class TestPrepare:
     def test_a_collection_of_another_dimension_is_refused_with_the_remedy(
         self, open_store, address
@@ -252,6 +270,10 @@ class TestLimits:
         with pytest.raises(StoreRejected) as caught:
             store.stage([broken])
         assert caught.value.document_ids == (version.ref.document_id,)
+
+    def test_an_id_that_is_no_text_is_refused(self, store):
+        with pytest.raises(StoreRejected, match="not JSON"):
+            store.digest("half a pair \ud83d", 1)
 
     @pytest.mark.parametrize("value", ["\ud800", float("nan"), {1, 2}])
     def test_metadata_that_is_not_json_is_refused_by_name(self, store, make, value):
