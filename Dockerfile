@@ -10,7 +10,7 @@ RUN pip install --no-cache-dir --no-deps --require-hashes -r requirements/run.tx
 COPY requirements/bootstrap.txt requirements/
 RUN python -m venv /opt/builder \
     && /opt/builder/bin/pip install --no-cache-dir --require-hashes -r requirements/bootstrap.txt
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE dagster.yaml workspace.yaml ./
 COPY apex_dagster apex_dagster
 RUN /opt/builder/bin/pip wheel --no-deps --no-build-isolation --no-index --wheel-dir dist . \
     && pip install --no-deps --no-index dist/*.whl
