@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import neo4j
 import pytest
 
 from apex_dagster.errors import OutcomeUnknown, StoreRejected, StoreUnavailable
-from apex_dagster.records import Publication, VersionRef
+from apex_dagster.records import Publication, StagedVersion, VersionRef
 from apex_dagster.stores.neo4j_store import KEY_CHARS_MAX, Neo4jStore
 from apex_dagster_tests.stores.conformance import (
     OpenStore,
@@ -155,7 +156,7 @@ class TestNeo4jStore(StoreConformance):
         store.stage([undone])
         store.revert([undone.ref])
         assert probe.entities() > 15
-        while store.sweep_orphans(1000):
+        while patiently(lambda _: store.sweep_orphans(1000), []):
             pass
         assert (probe.entities(), digest(store, kept)) == (15, before)
 
@@ -163,8 +164,9 @@ class TestNeo4jStore(StoreConformance):
         version = make()
         store.stage([version])
         store.revert([version.ref])
-        while store.sweep_orphans(4) == 4:
+        while (swept := patiently(lambda _: store.sweep_orphans(4), [])) == 4:
             pass
+        assert swept < 4
         assert probe.entities() == 0
 
     def test_sweeping_while_documents_are_staged_loses_none_of_theirs(self, store, make):
@@ -172,11 +174,9 @@ class TestNeo4jStore(StoreConformance):
         batch = [make(f"d{n}", vocabulary_size=15) for n in range(60)]
         done = threading.Event()
 
-        def sweep() -> int:
-            swept = 0
+        def sweep() -> None:
             while not done.is_set():
-                swept += patiently(lambda _: store.sweep_orphans(100), [])
-            return swept
+                patiently(lambda _: store.sweep_orphans(100), [])
 
         def come_and_go(versions) -> list[str | None]:
             digests = []
@@ -193,9 +193,57 @@ class TestNeo4jStore(StoreConformance):
                 digests = list(pool.map(come_and_go, (batch[0::3], batch[1::3], batch[2::3])))
             finally:
                 done.set()
-            assert sweeper.result() > 0
+            sweeper.result()
         alone = [come_and_go(versions) for versions in (batch[0::3], batch[1::3], batch[2::3])]
         assert digests == alone
+
+    def test_an_entity_swept_while_a_stage_waits_for_its_lock_is_not_lost(
+        self, store, driver, probe, make
+    ):
+        gone, version = make("gone", vocabulary_size=15), make(vocabulary_size=15)
+        store.stage([gone])
+        store.revert([gone.ref])
+        assert probe.entities() == 15
+        sweep = "MATCH (e:Entity) WHERE e.name STARTS WITH $token SET e.touched = 0 DELETE e"
+        with driver.session() as session, ThreadPoolExecutor(1) as pool:
+            transaction = session.begin_transaction()
+            transaction.run(sweep, token=probe.token).consume()
+            stage = pool.submit(patiently, store.stage, [version])
+            wait_until_blocked(driver)
+            transaction.commit()
+            [receipt] = stage.result()
+        assert store.holdings([version.ref]) == {version.ref.saga_id: held(receipt)}
+        assert probe.totals()["RELATES"] == len(version.extraction.relations)
+
+    def test_an_entity_mentioned_while_the_sweep_waits_for_its_lock_stays(
+        self, store, driver, probe, make
+    ):
+        gone = make("gone", entities=1, relations=0)
+        store.stage([gone])
+        store.revert([gone.ref])
+        mention = (
+            "MATCH (e:Entity) WHERE e.name STARTS WITH $token SET e.touched = 0"
+            " CREATE (:DocumentVersion {saga_id: $token, document_id: $token})-[:MENTIONS]->(e)"
+        )
+        with driver.session() as session, ThreadPoolExecutor(1) as pool:
+            transaction = session.begin_transaction()
+            transaction.run(mention, token=probe.token).consume()
+            sweep = pool.submit(store.sweep_orphans, 100_000)
+            wait_until_blocked(driver)
+            transaction.commit()
+            sweep.result()
+        assert probe.entities() == 1
+
+    def test_writers_and_undos_of_shared_entities_queue_instead_of_deadlocking(self, store, make):
+        batch = [make(f"d{n}", vocabulary_size=15) for n in range(48)]
+        store.stage([make("first", vocabulary_size=15)])
+
+        def come_and_go(version: StagedVersion) -> None:
+            store.stage([version])
+            store.revert([version.ref])
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(come_and_go, batch))  # a deadlock would raise StoreConflict
 
     def test_revert_waits_for_a_stage_of_the_same_saga_that_is_still_in_flight(
         self, store, driver, probe, make
@@ -305,9 +353,11 @@ class TestNeo4jStore(StoreConformance):
         store.close()
 
 
-def wait_until_blocked(driver: neo4j.Driver) -> None:
+def wait_until_blocked(driver: neo4j.Driver, timeout_s: float = 20.0) -> None:
     """Until some transaction waits for a lock."""
-    while True:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
         records, _, _ = driver.execute_query("SHOW TRANSACTIONS YIELD status RETURN status")
         if any(record["status"].startswith("Blocked") for record in records):
             return
+    raise AssertionError(f"no transaction waited for a lock within {timeout_s:g} s")
