@@ -135,6 +135,7 @@ def start(settings: Settings, port: int, lock: IO[str]) -> DagsterDev:
     log = log_path(settings)
     if log.exists() and log.stat().st_size > LOG_BYTES_MAX:
         log.replace(log.with_suffix(".log.1"))
+    log.touch(mode=0o600)  # it may quote documents
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "apex_dagster.cli.tether", *command],

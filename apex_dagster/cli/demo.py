@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from apex_dagster.cli.connect import connected
-from apex_dagster.cli.dagster_dev import DagsterDev, dagster_dev
+from apex_dagster.cli.dagster_dev import DagsterDev, choose_port, dagster_dev
 from apex_dagster.cli.exit_codes import ATTENTION, HELP, NeedsAttention
 from apex_dagster.cli.follow import drop_bar
 from apex_dagster.cli.printing import console
@@ -70,6 +70,7 @@ def demo(ctx: click.Context, exit_: bool, port: int | None, timeout_s: float) ->
     """
     settings, terminal = Settings(), console()
     settings = settings.model_copy(update={"home": settings.home.resolve()})
+    choose_port(port)  # before anything is started for nothing
     staying = False
     try:
         with signals_as_interrupts():
@@ -92,8 +93,9 @@ def demo(ctx: click.Context, exit_: bool, port: int | None, timeout_s: float) ->
 def wait_for_dagster(terminal: Console, dagster: DagsterDev) -> None:
     """Raises ServerNotStarted, with the end of its log."""
     started = time.monotonic()
-    with terminal.status("Dagster: starting") as line:
-        dagster.wait_ready(lambda state: line.update(f"Dagster: {state}"))
+    terminal.print("dagster   starting")
+    with terminal.status("") as line:
+        dagster.wait_ready(lambda state: line.update(f"dagster   {state}"))
     terminal.print(f"dagster   ready after {time.monotonic() - started:.1f} s")
 
 

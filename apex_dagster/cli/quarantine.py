@@ -30,7 +30,7 @@ def list_(limit: int, as_json: bool) -> None:
     if not entries:
         click.echo("The quarantine is empty.")
         return
-    table = Table(header_style="bold", pad_edge=False)
+    table = Table(header_style="bold")
     for column in ("document", "since (UTC)", "kind", "step", "reason", "saga"):
         table.add_column(column, overflow="fold")
     for entry in entries:

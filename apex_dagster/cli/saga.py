@@ -173,7 +173,7 @@ def print_sagas(terminal: Console, sagas: Sequence[Saga]) -> None:
     if not sagas:
         terminal.print("No saga matches.")
         return
-    table = Table(header_style="bold", pad_edge=False)
+    table = Table(header_style="bold")
     for column in ("saga", "status", "document", "version", "opened (UTC)", "took", "reason"):
         table.add_column(column, overflow="fold")
     for found in sagas:
@@ -209,7 +209,7 @@ def print_saga(terminal: Console, found: Saga) -> None:
 
 
 def print_steps(terminal: Console, steps: Sequence[StepStory]) -> None:
-    table = Table(header_style="bold", pad_edge=False)
+    table = Table(header_style="bold")
     for column in ("step", "state", "took", "receipt", "undo"):
         table.add_column(column, overflow="fold")
     for story in steps:
@@ -219,7 +219,7 @@ def print_steps(terminal: Console, steps: Sequence[StepStory]) -> None:
 
 
 def print_events(terminal: Console, events: Sequence[Mapping[str, Any]]) -> None:
-    table = Table(header_style="bold", pad_edge=False)
+    table = Table(header_style="bold")
     for column in ("#", "at (UTC)", "event", "step", "took", "detail"):
         table.add_column(column, overflow="fold")
     for event in events:

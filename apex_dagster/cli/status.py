@@ -50,7 +50,7 @@ def print_report(terminal: Console, report: StatusReport) -> None:
     if not report.documents:
         terminal.print("No document has been submitted yet. `apex demo` ingests a sample corpus.")
         return
-    table = Table(show_footer=True, header_style="bold", pad_edge=False)
+    table = Table(show_footer=True, header_style="bold")
     documents = report.documents
     table.add_column("document", f"{len(documents)} documents", overflow="fold")
     table.add_column("version", justify="right")
