@@ -34,32 +34,36 @@ class Settings(BaseSettings):
 
     # Outside servers, store by store. What is not set here is served by an embedded server.
     neo4j_uri: str | None = Field(None, description="bolt:// or neo4j:// address of a Neo4j 5.26+.")
-    neo4j_user: str = "neo4j"
-    neo4j_password: SecretStr | None = None
-    neo4j_database: str = "neo4j"
+    neo4j_user: str = Field("neo4j", description="For an outside Neo4j.")
+    neo4j_password: SecretStr | None = Field(None, description="Required with APEX_NEO4J_URI.")
+    neo4j_database: str = Field("neo4j", description="For an outside Neo4j.")
     postgres_url: SecretStr | None = Field(
         None, description="postgresql:// address of a PostgreSQL with pgvector."
     )
     qdrant_url: str | None = Field(None, description="http(s):// address of a Qdrant 1.18+.")
-    qdrant_api_key: SecretStr | None = None
+    qdrant_api_key: SecretStr | None = Field(None, description="For an outside Qdrant.")
     redis_url: SecretStr | None = Field(None, description="redis:// address.")
 
     # Names inside the stores
-    qdrant_collection: str = "apex_chunks"
+    qdrant_collection: str = Field("apex_chunks", description="Created when it is missing.")
     redis_prefix: str = Field("", description="Put before every Redis key.")
 
     # The saga
-    compensation: Literal["lifo", "parallel"] = "lifo"
+    compensation: Literal["lifo", "parallel"] = Field(
+        "lifo", description="Undo the stores last to first, or all at once."
+    )
     step_timeout_s: float = Field(30.0, gt=0, description="For one saga step, retries included.")
-    step_attempts: int = Field(5, ge=1)
-    undo_attempts: int = Field(8, ge=1)
+    step_attempts: int = Field(5, ge=1, description="Tries of one saga step.")
+    undo_attempts: int = Field(8, ge=1, description="Tries of one undo.")
     undo_timeout_s: float = Field(60.0, gt=0, description="For one undo, retries included.")
     retry_base_s: float = Field(0.1, gt=0, description="Full-jitter back-off starts here.")
-    retry_delay_s_max: float = Field(5.0, gt=0)
+    retry_delay_s_max: float = Field(5.0, gt=0, description="Longest wait between two tries.")
     lease_s: float = Field(60.0, gt=0, description="An owner silent for so long is taken over.")
-    takeovers_max: int = Field(3, ge=1)
+    takeovers_max: int = Field(
+        3, ge=1, description="A saga taken over more often is undone and quarantined."
+    )
     grace_s: float = Field(60.0, ge=0, description="Superseded versions stay readable so long.")
-    cache_ttl_s: int = Field(3600, ge=1)
+    cache_ttl_s: int = Field(3600, ge=1, description="Life of a cache entry in Redis.")
 
     # Files
     inbox: Path | None = Field(None, description="Files are dropped here; default APEX_HOME/inbox.")
@@ -70,8 +74,10 @@ class Settings(BaseSettings):
     spacy_model: str = Field("en_core_web_sm", description="An installed pipeline, or a folder.")
     embedding_dim: int = Field(384, ge=1, le=4000, description="Floats in one embedding.")
     chunk_tokens: int = Field(200, ge=16, le=256, description="The model reads 256 tokens at most.")
-    document_bytes_max: int = Field(32 * 1024 * 1024, ge=1)
-    chunks_max: int = Field(10_000, ge=1)
+    document_bytes_max: int = Field(
+        32 * 1024 * 1024, ge=1, description="A larger file is rejected."
+    )
+    chunks_max: int = Field(10_000, ge=1, description="A document of more chunks is rejected.")
     text_chars_min: int = Field(8, ge=0, description="Less readable text than this is a rejection.")
 
     @property
