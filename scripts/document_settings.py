@@ -1,7 +1,7 @@
 """Write the table of settings in docs/settings.md from apex_dagster/settings.py.
 
-    .venv/bin/python scripts/document_settings.py           brings the table up to date
-    .venv/bin/python scripts/document_settings.py --check   fails when it is not
+.venv/bin/python scripts/document_settings.py           brings the table up to date
+.venv/bin/python scripts/document_settings.py --check   fails when it is not
 """
 
 from __future__ import annotations
