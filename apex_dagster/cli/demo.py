@@ -79,9 +79,9 @@ def demo(ctx: click.Context, exit_: bool, port: int | None, timeout_s: float) ->
                 wait_for_dagster(terminal, dagster)
                 report = ingest_samples(terminal, app, dagster, timeout_s)
                 print_places(terminal, settings)
+                staying = not exit_  # from here on Ctrl-C is how one leaves
                 terminal.print(f"\n[bold]Dagster UI[/]  {dagster.url}", soft_wrap=True)
-                if not exit_:
-                    staying = True
+                if staying:
                     stay(terminal, dagster)
     except KeyboardInterrupt:
         click.echo("Dagster is stopped. The stores stay up: `apex down` stops them.", err=True)

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from apex_dagster_tests.applications import QUICK
 class Shell:
     """Runs `apex` against the stores of one application, found by environment variables alone."""
 
-    environment: Mapping[str, str]
+    environment: Mapping[str, str] = field(repr=False)  # it holds passwords
 
     def __call__(self, *arguments: str, **options: Any) -> Result:
         """In this process."""
