@@ -24,6 +24,10 @@ ErrorClass = Literal["transient", "store_down", "unknown_outcome", "permanent"]
 class ApexError(Exception):
     """Base of all errors raised by this project."""
 
+    # Whether the raiser knows that the failed call has left nothing in its store and never will:
+    # the connection was refused, or a transaction ended before its commit was sent. False: unknown.
+    nothing_written: bool = False
+
 
 class TransientError(ApexError):
     """The same call may succeed later."""

@@ -58,14 +58,22 @@ class StoreStep:
     def stage(self, refs: Sequence[VersionRef]) -> list[Receipt]:
         """Load what was extracted, and stage it."""
         versions = self._extractions.of(refs)
+        self._prepare()
         try:
-            if not self._prepared:
-                self.store.prepare()
-                self._prepared = True
             return self.store.stage(versions)
         except ApexError:
             self._prepared = False  # perhaps it came back empty: an index or collection is gone
             raise
+
+    def _prepare(self) -> None:
+        if self._prepared:
+            return
+        try:
+            self.store.prepare()
+        except ApexError as error:
+            error.nothing_written = True  # of any version
+            raise
+        self._prepared = True
 
     def publish(self, publications: Sequence[Publication]) -> None:
         """Mark versions live."""

@@ -86,13 +86,13 @@ class Compensation:
         """Undo one step of each saga; a failure is recorded and does not stop the others."""
         step = next(step for step in self._engine.steps if step.name == step_name)
         todo = [saga for saga in sagas if not saga.undone(step_name)]
-        idle = [saga for saga in todo if not saga.started(step_name)]
-        busy = [saga for saga in todo if saga.started(step_name)]
+        idle = [saga for saga in todo if not saga.may_hold(step_name)]
+        busy = [saga for saga in todo if saga.may_hold(step_name)]
         skipped = self._engine.move(
             states.STEP_UNDONE,
             idle,
             step=step_name,
-            details={saga.saga_id: {"skipped": "the step never ran"} for saga in idle},
+            details={saga.saga_id: {"skipped": "the step wrote nothing"} for saga in idle},
         )
         begun = time.perf_counter()
         removed, errors = self._revert(step, busy)

@@ -125,37 +125,42 @@ class SagaEngine:
         return Staging(alive=alive, failed=failed)
 
     def _stage(
-        self, step: SagaStep, sagas: Sequence[Saga]
+        self, step: SagaStep, sagas: Sequence[Saga], untouched: bool = True
     ) -> tuple[dict[SagaId, Mapping[str, Any]], dict[SagaId, Failure]]:
-        """Receipts and failures by saga; together they cover the batch."""
+        """Receipts and failures by saga; together they cover the batch.
+
+        `untouched`: no attempt so far can have left anything of the batch in the store.
+        """
         if not sagas:
             return {}, {}
 
         def write() -> dict[SagaId, Mapping[str, Any]]:
+            nonlocal untouched
             reach(f"started:{step.name}")
-            return {r.saga_id: dict(r.items) for r in step.stage([saga.ref for saga in sagas])}
+            before, untouched = untouched, False
+            try:
+                receipts = step.stage([saga.ref for saga in sagas])
+                reach(f"sent:{step.name}")
+            except ApexError as error:
+                untouched = before and error.nothing_written
+                raise
+            return {receipt.saga_id: dict(receipt.items) for receipt in receipts}
 
         try:
             return call_with_retry(write, self._retry, name=step.name), {}
         except TransientError as error:
-            failure = Failure.of(error, step.name)
+            failure = Failure.of(error, step.name, nothing_written=untouched)
             return {}, {saga.saga_id: failure for saga in sagas}
         except Exception as error:  # a refusal, or a surprise: find out which document it is
-            bad = _culprits(error, sagas)
-            if len(sagas) == 1 or len(bad) == len(sagas):
-                return {}, {saga.saga_id: Failure.of(error, step.name) for saga in sagas}
-            return self._split(step, sagas, bad, error)
-
-    def _split(
-        self, step: SagaStep, sagas: Sequence[Saga], bad: Sequence[Saga], error: Exception
-    ) -> tuple[dict[SagaId, Mapping[str, Any]], dict[SagaId, Failure]]:
-        if bad:
-            receipts, failures = self._stage(step, [s for s in sagas if s not in bad])
-            failures |= {saga.saga_id: Failure.of(error, step.name) for saga in bad}
-            return receipts, failures
-        middle = len(sagas) // 2
-        left, right = self._stage(step, sagas[:middle]), self._stage(step, sagas[middle:])
-        return left[0] | right[0], left[1] | right[1]
+            failure = Failure.of(error, step.name, nothing_written=untouched)
+            bad = sagas if len(sagas) == 1 else _culprits(error, sagas)
+            failures = {saga.saga_id: failure for saga in bad}
+            rest = [saga for saga in sagas if saga.saga_id not in failures]
+            # The parts: what is left without the culprits, or two halves if none is known.
+            middle = 0 if bad else len(rest) // 2
+            left = self._stage(step, rest[:middle], untouched)
+            right = self._stage(step, rest[middle:], untouched)
+            return left[0] | right[0], failures | left[1] | right[1]
 
     def fail(self, sagas: Sequence[Saga], failures: Mapping[SagaId, Failure]) -> list[Saga]:
         """Record why sagas cannot go on. They stay in progress until they are compensated."""

@@ -6,7 +6,8 @@ engine catches), `unavailable` and `reject` (the error classes of a store that i
 `hang:SECONDS`. A trailing `*N` lets a point act N times only: `started:redis_write=unavailable*2`.
 
 Points, in the order of a saga's life, `{step}` being a saga step: `opened`, `claimed`, `extracted`,
-`started:{step}`, `written:{step}`, `recorded:{step}`, `staged`, `pivoted`, `published:{step}`,
+`started:{step}`, `sent:{step}` (the store has it, the caller was not told), `written:{step}`,
+`recorded:{step}`, `staged`, `pivoted`, `published:{step}`,
 `marked` (published everywhere, not yet recorded), `closed`; and `compensating`, `undoing:{step}`,
 `undone:{step}`, `undo_recorded:{step}`, `undone`.
 """

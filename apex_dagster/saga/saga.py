@@ -53,9 +53,17 @@ class Saga:
             return None
         return (self.ended_at - self.created_at).total_seconds() * 1000
 
-    def started(self, step: str) -> bool:
-        """Whether the step's write may have been sent. A ledger row precedes every write."""
-        return step in self.completed_steps or step == self.current_step
+    def may_hold(self, step: str) -> bool:
+        """Whether the step's store may hold something of this saga. A ledger row precedes every
+        write, so a step that was never started has written nothing; nor has one that never got
+        through to its store, unless an earlier owner tried as well."""
+        if step in self.completed_steps:
+            return True
+        if step != self.current_step:
+            return False
+        error = self.error or {}
+        known = error.get("step") == step and error.get("nothing_written", False)
+        return self.takeovers > 0 or not known
 
     def undone(self, step: str) -> bool:
         """Whether the step's undo has succeeded, or had nothing to do."""
@@ -69,15 +77,21 @@ class Failure:
     error_class: ErrorClass | str  # or "version_conflict", "crash_loop", "interrupted", "requested"
     step: str | None
     message: str
+    nothing_written: bool = False  # by the step: its store was never reached
 
     @classmethod
-    def of(cls, error: BaseException, step: str | None) -> Failure:
+    def of(
+        cls, error: BaseException, step: str | None, *, nothing_written: bool = False
+    ) -> Failure:
         """The failure that an exception stands for."""
         known = isinstance(error, ApexError)
         error_class = getattr(error, "error_class", "permanent") if known else "unexpected"
         message = str(error) if known else f"{type(error).__name__}: {error}"
-        return cls(error_class=error_class, step=step, message=message)
+        return cls(
+            error_class=error_class, step=step, message=message, nothing_written=nothing_written
+        )
 
     def as_detail(self) -> dict[str, Any]:
         """The form in the ledger."""
-        return {"class": self.error_class, "step": self.step, "message": self.message}
+        detail = {"class": self.error_class, "step": self.step, "message": self.message}
+        return detail | ({"nothing_written": True} if self.nothing_written else {})

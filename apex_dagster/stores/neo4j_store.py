@@ -34,6 +34,7 @@ from neo4j.exceptions import (
     NotALeader,
     TransientError,
 )
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random
 
 from apex_dagster.errors import (
     ApexError,
@@ -75,7 +76,14 @@ class Neo4jStore:
         self._driver: neo4j.Driver | None = None
         self._lock = threading.Lock()
 
+    @retry(
+        retry=retry_if_exception_type(StoreConflict),
+        stop=stop_after_attempt(20),
+        wait=wait_random(0, 0.5),
+        reraise=True,
+    )
     def prepare(self) -> None:
+        """Create constraints and indexes. Processes that do so at once deadlock: hence again."""
         with self._errors(), self._open().session(database=self._database) as session:
             for name in SCHEMA:
                 session.run(_QUERIES[name]).consume()
@@ -187,13 +195,20 @@ class Neo4jStore:
 
         Explicit, because the driver repeats its managed ones by itself: the engine retries.
         """
-        with (
-            self._errors(),
-            self._open().session(database=self._database) as session,
-            session.begin_transaction(timeout=self._timeout_s) as transaction,
-        ):
-            yield lambda name, **parameters: transaction.run(_QUERIES[name], parameters)
-            transaction.commit()
+        committing = False
+        try:
+            with (
+                self._errors(),
+                self._open().session(database=self._database) as session,
+                session.begin_transaction(timeout=self._timeout_s) as transaction,
+            ):
+                yield lambda name, **parameters: transaction.run(_QUERIES[name], parameters)
+                committing = True
+                transaction.commit()
+        except ApexError as error:
+            # Until a commit is sent the server rolls back by itself, whatever it was that failed.
+            error.nothing_written = not committing
+            raise
 
     def _open(self) -> neo4j.Driver:
         with self._lock:
@@ -226,7 +241,7 @@ class Neo4jStore:
             return OutcomeUnknown(self.name, after_s=self._timeout_s)
         if isinstance(error, AuthError | Forbidden):
             return StoreUnavailable(self.name, f"it does not let us in: {code}")
-        if isinstance(error, ConstraintError) or code.endswith(".EntityNotFound"):
+        if isinstance(error, ConstraintError) or code.endswith(_TWO_WRITERS):
             return StoreConflict(self.name, code)
         if code.endswith(_TOO_LARGE):
             return StoreRejected(self.name, detail)
@@ -238,6 +253,9 @@ class Neo4jStore:
             return StoreRejected(self.name, detail)
         return StoreUnavailable(self.name, detail)
 
+
+# "IF NOT EXISTS" looks before it takes the lock, and an entity may be swept before a write to it.
+_TWO_WRITERS = (".EntityNotFound", ".EquivalentSchemaRuleAlreadyExists", ".ConstraintAlreadyExists")
 
 # Said to be transient, but the same transaction will not fit next time either: half of it may.
 _TOO_LARGE = ("MemoryPoolOutOfMemoryError", "TransactionMemoryLimit", "StackOverFlowError")

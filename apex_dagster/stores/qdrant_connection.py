@@ -76,7 +76,9 @@ def translate(error: ApiException | QdrantException, *, after_s: float) -> ApexE
     if not isinstance(error, ResponseHandlingException):
         return StoreUnavailable(STORE, str(error))  # 429 with Retry-After
     if isinstance(error.source, _CONNECT_ERRORS):
-        return StoreUnavailable(STORE, str(error.source))
+        refused = StoreUnavailable(STORE, str(error.source))
+        refused.nothing_written = True
+        return refused
     if isinstance(error.source, ValidationError):
         return StoreUnavailable(STORE, "the answer is not one of a Qdrant server")
     return OutcomeUnknown(STORE, after_s=after_s)

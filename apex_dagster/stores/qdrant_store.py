@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
-from apex_dagster.errors import StageMissing, StoreRejected
+from apex_dagster.errors import ApexError, StageMissing, StoreRejected
 from apex_dagster.records import Extraction, Publication, Receipt, SagaId, StagedVersion, VersionRef
 from apex_dagster.stores.fitness import (
     Fault,
@@ -78,11 +78,20 @@ class QdrantStore:
         refuse_unfit(STORE, batch, self._fault)
         by_saga = {version.ref.saga_id: version for version in batch}
         self._empty.add(s for s, version in by_saga.items() if not version.extraction.chunks)
-        with self._server.client() as client:
-            for points in request_sized(by_saga.values()):
-                client.upsert(
-                    self._collection, points, update_mode=models.UpdateMode.INSERT_ONLY, wait=True
-                )
+        sent = 0
+        try:
+            with self._server.client() as client:
+                for points in request_sized(by_saga.values()):
+                    client.upsert(
+                        self._collection,
+                        points,
+                        update_mode=models.UpdateMode.INSERT_ONLY,
+                        wait=True,
+                    )
+                    sent += 1
+        except ApexError as error:
+            error.nothing_written &= sent == 0
+            raise
         return [_receipt(version) for version in batch]
 
     def publish(self, batch: Sequence[Publication]) -> None:
@@ -114,15 +123,19 @@ class QdrantStore:
                 models.FieldCondition(key="version", match=of_version),
             ]
         )
-        with self._server.client() as client:
-            records = sorted(self._records(client, chosen), key=_place)
+        records: list[models.Record] = self._or_nothing(
+            lambda client: list(self._records(client, chosen)), []
+        )
         if not records:
             return None
+        records.sort(key=_place)
         return hashlib.sha256(b"".join(map(record_hash, records))).hexdigest()
 
     def holdings(self, refs: Sequence[VersionRef]) -> Mapping[SagaId, int]:
-        with self._server.client() as client:
-            return self._counts(client, [ref.saga_id for ref in refs])
+        saga_ids = [ref.saga_id for ref in refs]
+        return self._or_nothing(
+            lambda client: self._counts(client, saga_ids), dict.fromkeys(saga_ids, 0)
+        )
 
     def ping(self) -> None:
         with self._server.client() as client:
@@ -135,12 +148,26 @@ class QdrantStore:
         self, batch: Sequence[VersionRef], conditions: list[models.Condition]
     ) -> Mapping[SagaId, int]:
         saga_ids = [ref.saga_id for ref in batch]
-        with self._server.client() as client:
+
+        def remove(client: QdrantClient) -> Mapping[SagaId, int]:
             counts = self._counts(client, saga_ids, conditions)
             for some in _sliced([saga_id for saga_id in saga_ids if counts[saga_id]]):
                 chosen = models.Filter(must=[_of_sagas(some), *conditions])
                 client.delete(self._collection, models.FilterSelector(filter=chosen), wait=True)
-        return counts
+            return counts
+
+        return self._or_nothing(remove, dict.fromkeys(saga_ids, 0))
+
+    def _or_nothing(self, call: Callable[[QdrantClient], T], nothing: T) -> T:
+        """`call`'s answer; `nothing` where the collection does not exist, yet or any more: an undo
+        of what was never written has nothing to remove, and must not fail for it."""
+        with self._server.client() as client:
+            try:
+                return call(client)
+            except UnexpectedResponse as error:
+                if error.status_code == 404 and not client.collection_exists(self._collection):
+                    return nothing
+                raise
 
     def _mark(
         self, client: QdrantClient, saga_ids: set[SagaId], *, source: str, target: str

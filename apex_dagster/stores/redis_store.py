@@ -34,6 +34,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from apex_dagster.errors import (
+    ApexError,
     OutcomeUnknown,
     StageMissing,
     StoreRejected,
@@ -190,6 +191,7 @@ class RedisStore:
     def _run(self, calls: Iterable[_Call]) -> list[Any]:
         """Their results, in order; the calls go out in as few requests as their size allows."""
         results: list[Any] = []
+        self._connect()
         for group in _by_size(calls):
             with self._errors():
                 pipeline = self._redis().pipeline(transaction=False)
@@ -202,6 +204,16 @@ class RedisStore:
                         raise reply
             results += replies
         return results
+
+    def _connect(self) -> None:
+        """Make sure of a connection, and if there is none to be had, say that nothing was sent."""
+        try:
+            with self._errors():
+                pool = self._redis().connection_pool
+                pool.release(pool.get_connection())
+        except ApexError as error:
+            error.nothing_written = True
+            raise
 
     def _counts(self, refs: Sequence[VersionRef], calls: Iterable[_Call]) -> Mapping[SagaId, int]:
         counts = self._run(calls)
