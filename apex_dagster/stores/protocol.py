@@ -2,9 +2,9 @@
 
 Every item a store writes carries `document_id`, `version`, `saga_id` and `ingestion_status`, and
 its id derives from `saga_id` (`records.item_id`). All methods take a batch and are safe to repeat,
-in any order and late: `stage` only inserts, so a repeat that lands after `publish` never turns committed
-items back into staged ones; `publish` changes existing items only, so a repeat that lands after
-`discard` brings nothing back.
+in any order and late: `stage` only inserts, so a repeat that lands after `publish` never turns
+committed items back into staged ones; `publish` changes existing items only, so a repeat that lands
+after `discard` brings nothing back.
 
 An adapter translates its driver's errors once, at its edge, into `errors.StoreUnavailable`,
 `StoreConflict`, `OutcomeUnknown` (all transient) and `StoreRejected` (terminal). A call that raises
