@@ -195,13 +195,20 @@ class Neo4jStore:
 
         Explicit, because the driver repeats its managed ones by itself: the engine retries.
         """
-        with (
-            self._errors(),
-            self._open().session(database=self._database) as session,
-            session.begin_transaction(timeout=self._timeout_s) as transaction,
-        ):
-            yield lambda name, **parameters: transaction.run(_QUERIES[name], parameters)
-            transaction.commit()
+        committing = False
+        try:
+            with (
+                self._errors(),
+                self._open().session(database=self._database) as session,
+                session.begin_transaction(timeout=self._timeout_s) as transaction,
+            ):
+                yield lambda name, **parameters: transaction.run(_QUERIES[name], parameters)
+                committing = True
+                transaction.commit()
+        except ApexError as error:
+            # Until a commit is sent the server rolls back by itself, whatever it was that failed.
+            error.nothing_written = not committing
+            raise
 
     def _open(self) -> neo4j.Driver:
         with self._lock:
