@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 import orjson
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 PIPE_WIDTH = 160  # columns where there is no terminal to ask
 
@@ -31,6 +33,15 @@ def console() -> Console:
     """Stdout; wide enough for whole ids where it is a pipe."""
     terminal = Console(highlight=False)
     return terminal if terminal.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
+
+
+def table(*columns: str) -> Table:
+    """Without frames, so that ids keep their room; what does not fit is folded, never cut off."""
+    made = Table(box=box.SIMPLE, header_style="bold", pad_edge=False)
+    for column in columns:
+        # An id has to survive being copied.
+        made.add_column(column, overflow="fold", no_wrap=column == "saga")
+    return made
 
 
 def styled(status: str) -> str:

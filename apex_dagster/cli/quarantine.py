@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import click
 from rich.markup import escape
-from rich.table import Table
 
 from apex_dagster.cli.connect import connected_ledger
 from apex_dagster.cli.exit_codes import HELP
-from apex_dagster.cli.printing import clock, console, print_json
+from apex_dagster.cli.printing import clock, console, print_json, table
 from apex_dagster.settings import Settings
 
 
@@ -30,11 +29,9 @@ def list_(limit: int, as_json: bool) -> None:
     if not entries:
         click.echo("The quarantine is empty.")
         return
-    table = Table(header_style="bold")
-    for column in ("document", "since (UTC)", "kind", "step", "reason", "saga"):
-        table.add_column(column, overflow="fold")
+    rows = table("document", "since (UTC)", "kind", "step", "reason", "saga")
     for entry in entries:
-        table.add_row(
+        rows.add_row(
             escape(entry["document_id"]),
             clock(entry["created_at"]),
             entry["error_class"],
@@ -42,4 +39,4 @@ def list_(limit: int, as_json: bool) -> None:
             escape(entry["reason"]),
             escape(entry["saga_id"]),
         )
-    console().print(table)
+    console().print(rows)

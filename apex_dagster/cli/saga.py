@@ -11,11 +11,18 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from apex_dagster.cli.connect import connected, connected_ledger, operator_name
 from apex_dagster.cli.exit_codes import ATTENTION, HELP
-from apex_dagster.cli.printing import clock, compact, console, milliseconds, print_json, styled
+from apex_dagster.cli.printing import (
+    clock,
+    compact,
+    console,
+    milliseconds,
+    print_json,
+    styled,
+    table,
+)
 from apex_dagster.ingestion import interventions
 from apex_dagster.ingestion.explain import StepStory, is_abandoned, steps_of, what_now
 from apex_dagster.saga.saga import Saga
@@ -173,11 +180,9 @@ def print_sagas(terminal: Console, sagas: Sequence[Saga]) -> None:
     if not sagas:
         terminal.print("No saga matches.")
         return
-    table = Table(header_style="bold")
-    for column in ("saga", "status", "document", "version", "opened (UTC)", "took", "reason"):
-        table.add_column(column, overflow="fold")
+    rows = table("saga", "status", "document", "version", "opened (UTC)", "took", "reason")
     for found in sagas:
-        table.add_row(
+        rows.add_row(
             escape(found.saga_id),
             styled(found.status.value),
             escape(found.document_id),
@@ -186,12 +191,12 @@ def print_sagas(terminal: Console, sagas: Sequence[Saga]) -> None:
             milliseconds(found.duration_ms),
             escape(str(found.error["message"])) if found.error else "",
         )
-    terminal.print(table)
+    terminal.print(rows)
 
 
 def print_saga(terminal: Console, found: Saga) -> None:
     error = found.error or {}
-    rows = {
+    lines = {
         "saga": found.saga_id,
         "status": found.status.value + (" and published" if found.published_at else ""),
         "document": f"{found.document_id}, version {found.version}",
@@ -203,27 +208,23 @@ def print_saga(terminal: Console, found: Saga) -> None:
         "follows": found.predecessor_saga_id,
         "error": f"{error['message']} ({error['class']})" if error else None,
     }
-    for label, value in rows.items():
+    for label, value in lines.items():
         if value is not None:
             terminal.print(f"[bold]{label:<12}[/]{escape(str(value))}", soft_wrap=True)
 
 
 def print_steps(terminal: Console, steps: Sequence[StepStory]) -> None:
-    table = Table(header_style="bold")
-    for column in ("step", "state", "took", "receipt", "undo"):
-        table.add_column(column, overflow="fold")
+    rows = table("step", "state", "took", "receipt", "undo")
     for story in steps:
         took, receipt = milliseconds(story.duration_ms), compact(story.receipt)
-        table.add_row(story.step, story.state, took, escape(receipt), escape(compact(story.undo)))
-    terminal.print(table)
+        rows.add_row(story.step, story.state, took, escape(receipt), escape(compact(story.undo)))
+    terminal.print(rows)
 
 
 def print_events(terminal: Console, events: Sequence[Mapping[str, Any]]) -> None:
-    table = Table(header_style="bold")
-    for column in ("#", "at (UTC)", "event", "step", "took", "detail"):
-        table.add_column(column, overflow="fold")
+    rows = table("#", "at (UTC)", "event", "step", "took", "detail")
     for event in events:
-        table.add_row(
+        rows.add_row(
             str(event["seq"]),
             f"{event['at']:%H:%M:%S.%f}"[:-3],
             event["event"],
@@ -231,7 +232,7 @@ def print_events(terminal: Console, events: Sequence[Mapping[str, Any]]) -> None
             milliseconds(event["duration_ms"]) if event["duration_ms"] is not None else "",
             escape(compact(event["detail"])),
         )
-    terminal.print(table)
+    terminal.print(rows)
 
 
 def print_recovered(terminal: Console, finished: Sequence[Saga], held: Sequence[Saga]) -> None:

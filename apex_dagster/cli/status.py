@@ -5,11 +5,10 @@ from __future__ import annotations
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from apex_dagster.cli.connect import connected
 from apex_dagster.cli.exit_codes import ATTENTION, HELP
-from apex_dagster.cli.printing import console, milliseconds, print_json, styled
+from apex_dagster.cli.printing import console, milliseconds, print_json, styled, table
 from apex_dagster.ingestion.status import DocumentStatus, StatusReport, report_status
 from apex_dagster.saga.states import Status
 from apex_dagster.settings import Settings
@@ -50,20 +49,20 @@ def print_report(terminal: Console, report: StatusReport) -> None:
     if not report.documents:
         terminal.print("No document has been submitted yet. `apex demo` ingests a sample corpus.")
         return
-    table = Table(show_footer=True, header_style="bold")
-    documents = report.documents
-    table.add_column("document", f"{len(documents)} documents", overflow="fold")
-    table.add_column("version", justify="right")
-    table.add_column("saga", _counts(report))
-    table.add_column("Neo4j\nentities", _total([d.neo4j for d in documents]), justify="right")
-    table.add_column("Postgres\nchunks", _total([d.postgres for d in documents]), justify="right")
-    table.add_column("Qdrant\npoints", _total([d.qdrant for d in documents]), justify="right")
+    documents, rows = report.documents, table()
+    rows.show_footer = True
     entries = "–" if "redis" in report.unanswered else f"{sum(bool(d.redis) for d in documents)}"
-    table.add_column("Redis\ncache key", f"{entries} entries", overflow="fold")
-    table.add_column("took", justify="right")
+    rows.add_column("\ndocument", f"{len(documents)} documents", overflow="fold")
+    rows.add_column("\nversion", justify="right")
+    rows.add_column("\nsaga", _counts(report))
+    rows.add_column("Neo4j\nentities", _total([d.neo4j for d in documents]), justify="right")
+    rows.add_column("Postgres\nchunks", _total([d.postgres for d in documents]), justify="right")
+    rows.add_column("Qdrant\npoints", _total([d.qdrant for d in documents]), justify="right")
+    rows.add_column("Redis\ncache key", f"{entries} entries", overflow="fold")
+    rows.add_column("\ntook", justify="right")
     for document in documents:
-        table.add_row(*_row(document))
-    terminal.print(table)
+        rows.add_row(*_row(document))
+    terminal.print(rows)
     terminal.print(_meaning(report), style="dim")
     for document in documents:
         if document.saga.status is not Status.COMPLETED:

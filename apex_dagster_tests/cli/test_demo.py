@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -17,9 +18,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 
-from apex_dagster.cli.dagster_dev import dagster_home
+from apex_dagster.cli.dagster_dev import DagsterDev, dagster_home
+from apex_dagster.cli.demo import follow
 from apex_dagster.embedded.stack import ALL, Stack
+from apex_dagster.ingestion.sample_drop import SampleDrop
 from apex_dagster.samples import sample_files
 from apex_dagster.settings import Settings
 from apex_dagster_tests.cli.conftest import clean_environment, environment_of
@@ -64,6 +68,21 @@ def test_a_wheel_brings_dagsters_configuration_along(tmp_path, monkeypatch):
 
 def test_in_a_checkout_dagsters_home_is_its_root(tmp_path):
     assert dagster_home(Settings(home=tmp_path)) == ROOT
+
+
+def test_the_wait_ends_when_time_is_up_or_dagster_is_gone(app):
+    samples = SampleDrop(app.inbox, app.ledger)
+    samples.drop()  # with nothing running that would take them
+    process = subprocess.Popen(["sleep", "600"], stdin=subprocess.PIPE)
+    dagster = DagsterDev(app.settings, 3000, process)
+    terminal = Console(file=io.StringIO())
+    total = len(samples.documents)
+    problem = follow(terminal, samples, dagster, 0.1)
+    assert f"{total} of {total} documents have not ended within 0.1 s: samples/" in problem
+    process.kill()
+    process.wait()
+    assert follow(terminal, samples, dagster, 300) == "Dagster has ended by itself."
+    process.stdin.close()
 
 
 @pytest.fixture

@@ -90,6 +90,17 @@ def test_a_store_that_is_down_counts_null_and_is_named(
     assert (document["status"], document["postgres"]) == ("completed", 3)
 
 
+def test_a_store_that_hangs_counts_as_down(
+    build_application, endpoints, private_server, shell_of_application, unique
+):
+    server = private_server("redis")
+    app = build_application(servers=replace(server.endpoints, postgres_url=endpoints.postgres_url))
+    app.ingestion.ingest([submission(unique)], owner="test")
+    server.freeze()
+    [document] = shell_of_application(app).json("status", exit_code=1)["documents"]
+    assert (document["redis"], document["qdrant"]) == (None, 3)
+
+
 def test_people_get_totals(app, shell, unique):
     app.ingestion.ingest(submissions(unique, 3), owner="test")
     result = shell("status")
