@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from apex_dagster.composition import Application, build
 from apex_dagster.logs import configure_logs
 from apex_dagster.records import SagaId, VersionRef
 from apex_dagster.settings import Endpoints, Settings
 
+if TYPE_CHECKING:  # costs seconds, and every worker of every test run loads this module
+    from apex_dagster.composition import Application
+
 configure_logs()
 
-BuildApplication = Callable[..., Application]
+BuildApplication = Callable[..., "Application"]
 
 # Small, so that a store that is down is given up within a second or two.
 QUICK = {
@@ -33,6 +35,8 @@ def build_application(
     endpoints: Endpoints, qdrant_collection: str, redis_prefix: str, tmp_path: Any
 ) -> Iterator[BuildApplication]:
     """Builds applications over the test's own part of the shared stores; closes them at the end."""
+    from apex_dagster.composition import build
+
     built: list[Application] = []
 
     def build_one(servers: Endpoints = endpoints, **settings: Any) -> Application:

@@ -52,7 +52,12 @@ def extract(
         opened = app.ingestion.open(
             submissions, owner=run.owner, run_id=run.run_id, dead_owner=run.parent_owner
         )
-        tag_run(context, [*opened.alive, *opened.failed], status="in_progress")
+        tag_run(
+            context,
+            [*opened.alive, *opened.failed],
+            status="in_progress",
+            unchanged=len(opened.unchanged),
+        )
         extracted = app.ingestion.extract(opened.alive)
         failed = [*opened.failed, *extracted.failed]
         _leave_batch(context, sagas, alive=extracted.alive, failed=failed)

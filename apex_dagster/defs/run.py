@@ -10,6 +10,7 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 
 from apex_dagster.records import SagaId
 from apex_dagster.saga.saga import Saga
+from apex_dagster.saga.states import ENDED
 
 STATUS_TAG = "saga/status"
 ID_TAG = "saga/id"
@@ -53,13 +54,16 @@ def interrupts_as_failures() -> Iterator[None]:
         raise dg.Failure("the run was cancelled", allow_retries=False) from interrupt
 
 
-def tag_run(context: dg.OpExecutionContext, sagas: Sequence[Saga], *, status: str) -> None:
-    """Show in the runs list how the sagas of this run stand.
+def tag_run(
+    context: dg.OpExecutionContext, sagas: Sequence[Saga], *, status: str, **counts: int
+) -> None:
+    """Show in the runs list how the sagas of this run stand; `counts` that are 0 are left out.
 
     Only ever called by the run's own worker: Dagster reads, changes and writes back all tags of a
     run at once, so a second writer would lose some.
     """
     tags = {STATUS_TAG: status, **_identity(sagas)}
+    tags |= {f"saga/{name}": str(count) for name, count in counts.items() if count}
     if context.run.parent_run_id and COMPENSATION_RUN_TAG in context.run.tags:
         tags[COMPENSATION_RUN_TAG] = ""  # inherited: it belongs to the run that was repeated
     context.instance.add_run_tags(context.run_id, tags)
@@ -68,9 +72,12 @@ def tag_run(context: dg.OpExecutionContext, sagas: Sequence[Saga], *, status: st
 def _identity(sagas: Sequence[Saga]) -> dict[str, str]:
     if len(sagas) == 1:
         return {ID_TAG: sagas[0].saga_id, "saga/document_id": sagas[0].document_id}
-    counts = Counter(saga.status.value for saga in sagas)
+    if not sagas:
+        return {}
+    # Only how they ended: a tag can be changed, but never taken away again.
+    ended = Counter(saga.status.value for saga in sagas if saga.status in ENDED)
     return {"saga/count": str(len(sagas))} | {
-        f"saga/{status}": str(count) for status, count in counts.items()
+        f"saga/{status}": str(count) for status, count in ended.items()
     }
 
 
