@@ -3,7 +3,8 @@ SHELL := /bin/bash
 BIN := .venv/bin
 STAMP := .venv/.installed
 COMPILE = $(BIN)/uv pip compile --quiet --generate-hashes --no-header --no-annotate --python-version 3.11
-PYTEST_ARGS ?=
+# Two workers suit two cores, and share the servers that the first of them starts.
+PYTEST_ARGS ?= -n 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test check fmt bench lock env down clean

@@ -7,7 +7,7 @@ and a request each ask for the application and get the same one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from threading import Lock
 
@@ -82,11 +82,11 @@ def build(
     servers: Endpoints,
     *,
     extractor: Extractor | None = None,
-    wrap: Callable[[Store], Store] = lambda store: store,
 ) -> Application:
-    """Wire everything up for the given servers. `wrap` lets a test put something around a store."""
+    """Wire everything up for the given servers."""
     migrate(servers.postgres_url.get_secret_value())
-    stores = {store.name: wrap(store) for store in _stores(settings, servers)}
+    in_order = _stores(settings, servers)
+    stores: dict[str, Store] = {store.name: store for store in in_order}
     ledger = Ledger(servers.postgres_url.get_secret_value(), lease_s=settings.lease_s)
     extractions = Extractions(ledger)
     engine = SagaEngine(
@@ -114,13 +114,16 @@ def build(
             extractor=extractor or _extractor(settings),
             extractions=extractions,
             takeovers_max=settings.takeovers_max,
+            sweep_orphans=in_order[0].sweep_orphans,
         ),
         sources=Sources(inbox, document_bytes_max=settings.document_bytes_max),
         inbox=inbox,
     )
 
 
-def _stores(settings: Settings, servers: Endpoints) -> tuple[Store, ...]:
+def _stores(
+    settings: Settings, servers: Endpoints
+) -> tuple[Neo4jStore, PostgresStore, QdrantStore, RedisStore]:
     return (
         Neo4jStore(
             servers.neo4j_uri,

@@ -11,11 +11,16 @@ import dagster as dg
 from apex_dagster.defs.jobs import ingest_documents
 from apex_dagster.defs.resources import SagasResource
 from apex_dagster.ingestion.inbox import QUARANTINE, DroppedFile, Inbox, file_hash
+from apex_dagster.saga.saga import Saga
 from apex_dagster.settings import Settings
 
 # More runs would only queue; the next tick asks for the rest.
 _RUNS_A_TICK = 10
 _RUN_KEY_TAG = "dagster/run_key"
+# A tick that lasts longer than a minute is given up by the daemon.
+_RECOVERY_TICK_S = 20.0
+# Files of a run are read at once.
+_BYTES_A_RUN = 64 * 1024 * 1024
 # A file whose run did not settle it waits this long times 2^(attempts - 1), at most an hour.
 _RETRY_AFTER_S = 15.0
 _RETRY_AFTER_S_MAX = 3600.0
@@ -76,9 +81,15 @@ def inbox_sensor(context: dg.SensorEvaluationContext, sagas: SagasResource) -> d
     description="Finishes sagas whose owner died, and removes what superseded versions left.",
 )
 def recovery_sensor(context: dg.SensorEvaluationContext, sagas: SagasResource) -> dg.SkipReason:
-    """Take over expired leases, at most a handful a tick; it starts no runs."""
+    """Take over expired leases, a few at a time while the tick may last; it starts no runs."""
     app = sagas.application()
-    finished = app.ingestion.recovery.recover(owner=f"recovery:{time.time_ns()}", limit=10)
+    owner, deadline = f"recovery:{time.time_ns()}", time.monotonic() + _RECOVERY_TICK_S
+    finished: list[Saga] = []
+    while time.monotonic() < deadline:
+        some = app.ingestion.recovery.recover(owner=owner, limit=5)
+        finished += some
+        if not some:
+            break
     swept = app.ingestion.sweep(limit=100)
     app.inbox.settle(app.ledger)
     for saga in finished:
@@ -89,9 +100,8 @@ def recovery_sensor(context: dg.SensorEvaluationContext, sagas: SagasResource) -
 def _requests(
     files: list[DroppedFile], now: dict[str, _Seen], settings: Settings
 ) -> Iterator[dg.RunRequest]:
-    size = settings.batch_documents
-    for start in range(0, len(files), size):
-        batch = _hashed(files[start : start + size])
+    for group in _groups(files, settings.batch_documents):
+        batch = _hashed(group)
         if not batch:
             continue
         attempts = {file.uri: now[file.uri].attempts + 1 for file in batch}
@@ -115,6 +125,19 @@ def _requests(
             run_config={"ops": {"extract": {"config": {"paths": paths}}}},
             tags={"saga/source": "inbox", "saga/files": str(len(batch))},
         )
+
+
+def _groups(files: list[DroppedFile], files_max: int) -> Iterator[list[DroppedFile]]:
+    """Runs of files, bounded in number and size; a file larger than the bound has its own."""
+    group: list[DroppedFile] = []
+    for file in files:
+        full = len(group) >= files_max or sum(f.size for f in group) + file.size > _BYTES_A_RUN
+        if group and full:
+            yield group
+            group = []
+        group.append(file)
+    if group:
+        yield group
 
 
 def _hashed(files: list[DroppedFile]) -> dict[DroppedFile, str]:

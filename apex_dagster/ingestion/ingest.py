@@ -7,7 +7,7 @@ them in a row. `owner` names who drives the sagas: nobody else moves them while 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -27,6 +27,8 @@ from apex_dagster.saga.saga import Failure, Saga
 from apex_dagster.saga.states import CLAIMED, ENDED, Status
 
 log = structlog.get_logger(__name__)
+
+_ORPHANS_MAX = 10_000  # entities a sweep removes at most: they stay locked until it commits
 
 
 class Extractor(Protocol):
@@ -71,9 +73,11 @@ class Ingestion:
         extractor: Extractor,
         extractions: Extractions,
         takeovers_max: int,
+        sweep_orphans: Callable[[int], int],
     ) -> None:
         self.ledger, self.engine, self.compensation = ledger, engine, compensation
         self._extractor, self._extractions = extractor, extractions
+        self._sweep_orphans = sweep_orphans
         self.recovery = Recovery(
             engine, compensation, resume=self._resume, takeovers_max=takeovers_max
         )
@@ -188,13 +192,15 @@ class Ingestion:
         return Commit(completed=commit.completed, failed=staging.failed + commit.failed)
 
     def sweep(self, *, limit: int = 200) -> int:
-        """Remove superseded versions whose grace is over, and late writes of dead sagas."""
+        """Remove superseded versions whose grace is over, and late writes of dead sagas; then the
+        entities that no document mentions any more. How many sagas were swept."""
         sweeps = self.ledger.due_sweeps(limit=limit)
         if not sweeps:
             return 0
         for step in self.engine.steps:
             removed = step.discard([sweep.ref for sweep in sweeps])
             log.info("swept", step_name=step.name, items=sum(removed.values()))
+        log.info("orphans_swept", entities=self._sweep_orphans(_ORPHANS_MAX))
         self.ledger.finish_sweeps(sweeps)
         return len(sweeps)
 

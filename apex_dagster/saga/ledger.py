@@ -138,7 +138,7 @@ class Ledger:
             fresh: list[_NewSaga] = []
             for document_id in document_ids:
                 opening, pointer = by_document[document_id], pointers[document_id]
-                known = _known_saga(opening, pointer, rivals.get(document_id, []))
+                known = _known_saga(opening.content_hash, pointer, rivals.get(document_id, []))
                 if known is None:
                     fresh.append(_NewSaga.of(opening.document.document_id, opening, pointer))
                 elif isinstance(known, Saga):
@@ -158,14 +158,24 @@ class Ledger:
         """A new saga, on the newest version, for each compensated one, with the same extraction.
 
         Unique for (predecessor, run): the ops of one re-executed run share them, whichever comes
-        first.
+        first. None for content that has become live, or is under way, in another saga meanwhile.
         """
         with self.transaction() as tx:
-            pointers, _ = self._lock_documents(tx, sorted({saga.document_id for saga in sagas}))
+            document_ids = sorted({saga.document_id for saga in sagas})
+            pointers, rivals = self._lock_documents(tx, document_ids)
             ids = [saga.saga_id for saga in sagas]
             existing = self._sagas(tx, "successors", saga_ids=ids, run_id=run_id)
             taken = {saga.predecessor_saga_id for saga in existing}
-            missing = [saga for saga in sagas if saga.saga_id not in taken]
+            missing = [
+                saga
+                for saga in sagas
+                if saga.saga_id not in taken
+                and not _known_saga(
+                    saga.content_hash,
+                    pointers[saga.document_id],
+                    rivals.get(saga.document_id, []),
+                )
+            ]
             new = [
                 _NewSaga.of(saga.document_id, None, pointers[saga.document_id], predecessor=saga)
                 for saga in missing
@@ -563,14 +573,16 @@ class _NewSaga:
         )
 
 
-def _known_saga(opening: Opening, pointer: DictRow, rivals: Sequence[Saga]) -> Saga | SagaId | None:
+def _known_saga(
+    content_hash: str, pointer: DictRow, rivals: Sequence[Saga]
+) -> Saga | SagaId | None:
     """The open saga to join, the id of the saga that made this content live, or None."""
     for rival in rivals:
-        if rival.content_hash == opening.content_hash:
+        if rival.content_hash == content_hash:
             return rival
     # With another saga open, equality with the live version proves nothing: A, then B in flight,
     # then A again has to end with A.
-    if not rivals and pointer["live_saga_id"] and pointer["content_hash"] == opening.content_hash:
+    if not rivals and pointer["live_saga_id"] and pointer["content_hash"] == content_hash:
         return cast(SagaId, pointer["live_saga_id"])
     return None
 

@@ -15,7 +15,7 @@ import pytest
 
 from apex_dagster.composition import Application
 from apex_dagster.saga.states import Status
-from apex_dagster_tests.applications import copies
+from apex_dagster_tests.applications import assert_whole, copies
 from apex_dagster_tests.documents import document, submission
 
 
@@ -49,6 +49,30 @@ def test_a_cancelled_run_is_compensated_by_its_own_process(
     assert run.tags["saga/status"] == "compensated"
     compensation = instance.get_run_by_id(run.tags["saga/compensation_run"])
     assert compensation.status is dg.DagsterRunStatus.SUCCESS
+
+
+@pytest.mark.parametrize("point", ["written:postgres_write", "pivoted"])
+def test_kill_9_of_the_run_process_is_finished_by_apex_saga_recover(
+    dagster_app: Application,
+    instance: dg.DagsterInstance,
+    unique: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    point: str,
+) -> None:
+    monkeypatch.setenv("APEX_LEASE_S", "1")
+    path = tmp_path / f"{unique}.json"
+    path.write_bytes(document(unique).content)
+    run_id = str(uuid.uuid4())
+    worker = start_worker(instance, run_id, path, failpoints=f"{point}=kill")
+    output, _ = worker.communicate(timeout=60)
+    assert worker.returncode == -signal.SIGKILL, output
+    deadline = time.monotonic() + 30
+    while not all(s.published_at for s in dagster_app.ledger.sagas_of_run(run_id)):
+        assert time.monotonic() < deadline, dagster_app.ledger.sagas_of_run(run_id)
+        apex = [sys.executable, "-m", "apex_dagster.cli.main", "saga", "recover"]
+        subprocess.run(apex, check=True, capture_output=True, timeout=60)
+    assert_whole(dagster_app, unique)
 
 
 def start_worker(

@@ -93,13 +93,13 @@ def test_one_poisoned_document_leaves_the_batch_and_the_run_succeeds(
     folder: Path,
     unique: str,
 ) -> None:
-    for index in range(9):
+    for index in range(99):
         write(folder, f"{unique}-{index}", chunks=1)
     write(folder, f"{unique}-bad", chunks=1, poison=True)
     result = ingest(ingest_job, instance, paths=[str(folder)])
     assert result.success
     run = instance.get_run_by_id(result.run_id)
-    assert (run.tags["saga/completed"], run.tags["saga/compensated"]) == ("9", "1")
+    assert (run.tags["saga/completed"], run.tags["saga/compensated"]) == ("99", "1")
     assert run.tags["saga/status"] == "completed"
     compensation = instance.get_run_by_id(run.tags["saga/compensation_run"])
     assert compensation.status is dg.DagsterRunStatus.SUCCESS
@@ -130,6 +130,22 @@ def test_re_execution_from_failure_gives_a_complete_document(
     tags = instance.get_run_by_id(again.run_id).tags
     assert tags["saga/status"] == "completed"
     assert not tags.get("saga/compensation_run")
+
+
+def test_re_execution_of_content_that_is_live_meanwhile_makes_no_new_version(
+    dagster_app: Application,
+    instance: dg.DagsterInstance,
+    ingest_job: ReconstructableJob,
+    folder: Path,
+    unique: str,
+) -> None:
+    path = str(write(folder, unique))
+    with armed("started:qdrant_write=unavailable"):
+        failed = ingest(ingest_job, instance, paths=[path])
+    assert ingest(ingest_job, instance, paths=[path]).success
+    before = copies(dagster_app, unique)
+    assert re_execute(ingest_job, instance, failed.run_id, from_failure=True).success
+    assert copies(dagster_app, unique) == before
 
 
 def test_re_executing_a_run_that_succeeded_doubles_nothing(

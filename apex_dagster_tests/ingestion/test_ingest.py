@@ -6,9 +6,11 @@ import logging
 from pathlib import Path
 
 import pytest
+from neo4j import GraphDatabase
 
 from apex_dagster.composition import Application
-from apex_dagster.saga.failpoints import armed
+from apex_dagster.records import entity_key
+from apex_dagster.saga.failpoints import SimulatedCrash, armed
 from apex_dagster.saga.states import Status
 from apex_dagster_tests.applications import (
     BuildApplication,
@@ -90,6 +92,28 @@ def test_an_update_replaces_the_first_version_everywhere(app: Application, uniqu
     assert second.version == 2
     app.ingestion.sweep()  # the grace time is 0 here
     assert_whole(app, unique)
+
+
+def test_the_sweep_removes_entities_that_no_document_mentions_any_more(
+    app: Application, unique: str
+) -> None:
+    def known(name: str) -> bool:
+        neo4j = app.endpoints
+        with GraphDatabase.driver(
+            neo4j.neo4j_uri, auth=(neo4j.neo4j_user, neo4j.neo4j_password.get_secret_value())
+        ) as driver:
+            return bool(
+                driver.execute_query("MATCH (e:Entity {key: $key}) RETURN e", key=name).records
+            )
+
+    key = entity_key("organization", f"{unique} Shipping")
+    with armed("written:neo4j_write=raise"), pytest.raises(SimulatedCrash):
+        app.ingestion.ingest([submission(unique)], owner="test")
+    assert known(key)
+    [saga] = app.ledger.list_sagas(document_id=unique)
+    app.compensation.compensate([saga.saga_id], owner="test")
+    app.ingestion.sweep()
+    assert not known(key)
 
 
 def test_identical_content_makes_no_new_version(app: Application, unique: str) -> None:
