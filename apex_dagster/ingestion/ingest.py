@@ -21,7 +21,8 @@ from apex_dagster.records import Document, Extraction, SagaId
 from apex_dagster.saga.compensation import Compensation
 from apex_dagster.saga.engine import Commit, SagaEngine, Staging
 from apex_dagster.saga.failpoints import reach
-from apex_dagster.saga.ledger import Ledger, Opened, Opening
+from apex_dagster.saga.ledger import Ledger
+from apex_dagster.saga.opening import Opened, Opening, open_sagas, open_successors
 from apex_dagster.saga.recovery import Recovery
 from apex_dagster.saga.saga import Failure, Saga
 from apex_dagster.saga.states import CLAIMED, ENDED, Status
@@ -110,7 +111,8 @@ class Ingestion:
         a saga nobody drives any more (or that `dead_owner` drove) is taken over.
         """
         newest = {s.document.document_id: s for s in submissions}
-        opened = self.ledger.open([self._opening(s) for s in newest.values()], run_id=run_id)
+        openings = [_opening(submission) for submission in newest.values()]
+        opened = open_sagas(self.ledger, openings, run_id=run_id)
         reach("opened")
         fresh = _sagas(opened, "opened")
         claimed = self.engine.move(CLAIMED, fresh, owner=owner)
@@ -153,7 +155,7 @@ class Ingestion:
         going += self._adopt(rest, owner=owner, run_id=run_id, dead_owner=parent_owner)
         ended = [s for s in rest if s.status is Status.COMPENSATED and s.run_id != run_id]
         if ended and run_id:
-            successors = self.ledger.open_successors(ended, run_id=run_id)
+            successors = open_successors(self.ledger, ended, run_id=run_id)
             going += self.engine.move(CLAIMED, successors, owner=owner)
             mine = self.ledger.held([s.saga_id for s in successors], owner=owner)
             known = {saga.saga_id for saga in going}
@@ -215,14 +217,15 @@ class Ingestion:
         taken = self.ledger.take_over(owner, among=open_ids, dead_owner=dead_owner, run_id=run_id)
         return [saga for saga in taken if saga.status is Status.IN_PROGRESS]
 
-    def _opening(self, submission: Submission) -> Opening:
-        document = submission.document
-        return Opening(
-            document=document,
-            content_hash=content_hash(document),
-            body_hash=submission.body_hash or hashlib.sha256(document.content).hexdigest(),
-            client=submission.client,
-        )
+
+def _opening(submission: Submission) -> Opening:
+    document = submission.document
+    return Opening(
+        document=document,
+        content_hash=content_hash(document),
+        body_hash=submission.body_hash or hashlib.sha256(document.content).hexdigest(),
+        client=submission.client,
+    )
 
 
 def _sagas(opened: Sequence[Opened], disposition: str) -> list[Saga]:

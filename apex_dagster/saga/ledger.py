@@ -7,7 +7,6 @@ since they were read (their epoch or status differs), and the caller has to let 
 from __future__ import annotations
 
 import dataclasses
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,28 +29,7 @@ _SQL = load_queries("apex_dagster.saga", "ledger.sql")
 _SAGA_FIELDS = tuple(field.name for field in dataclasses.fields(Saga))
 
 Detail = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opening:
-    """One document of a batch that wants a saga. `document.content` is stored until extracted."""
-
-    document: Document
-    content_hash: str  # of what becomes the version; decides whether anything is new
-    body_hash: str  # sha256 hex of what was sent: the dropped file, the request's body
-    client: str
-    idempotency_key: str | None = None
-    body: bytes | None = None  # a packed extraction, for documents that come with one
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
-    """What an opening led to."""
-
-    saga: Saga
-    # "opened": a new saga. "joined": the same content is under way in an open saga.
-    # "unchanged": the same content is live already, so `saga` is the one that made it live.
-    disposition: str
+Transaction = psycopg.Connection[DictRow]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +60,7 @@ class Ledger:
     def __init__(
         self, postgres_url: str, *, lease_s: float = 60.0, timeout_s: float = 10.0
     ) -> None:
-        self._lease_s = lease_s
+        self.lease_s = lease_s
         self._pool = ConnectionPool(
             postgres_url,
             min_size=0,
@@ -108,119 +86,18 @@ class Ledger:
         self._pool.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[psycopg.Connection[DictRow]]:
+    def transaction(self) -> Iterator[Transaction]:
         """One transaction; committed at the end of the block, rolled back on an error."""
         try:
             self._pool.open()
             with self._pool.connection() as connection:
-                yield cast("psycopg.Connection[DictRow]", connection)
+                yield cast("Transaction", connection)
         except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure) as error:
             raise StoreConflict("ledger", str(error)) from error
         except psycopg.DataError as error:
             raise StoreRejected("ledger", str(error)) from error
         except (psycopg.OperationalError, psycopg.errors.QueryCanceled) as error:
             raise StoreUnavailable("ledger", str(error)) from error
-
-    # -- opening ---------------------------------------------------------------------------------
-
-    def open(self, openings: Sequence[Opening], *, run_id: str | None = None) -> list[Opened]:
-        """Make a durable row for each document before anything is written anywhere.
-
-        One transaction. At most one opening of a document in a batch; answers in the order given.
-        """
-        by_document = {opening.document.document_id: opening for opening in openings}
-        if len(by_document) != len(openings):
-            raise ValueError("a batch opens at most one saga of a document")
-        document_ids = sorted(by_document)
-        with self.transaction() as tx:
-            pointers, rivals = self._lock_documents(tx, document_ids)
-            opened = {}
-            fresh: list[_NewSaga] = []
-            for document_id in document_ids:
-                opening, pointer = by_document[document_id], pointers[document_id]
-                known = _known_saga(opening.content_hash, pointer, rivals.get(document_id, []))
-                if known is None:
-                    fresh.append(_NewSaga.of(opening.document.document_id, opening, pointer))
-                elif isinstance(known, Saga):
-                    opened[document_id] = Opened(saga=known, disposition="joined")
-                else:
-                    saga = self._sagas(tx, "sagas_by_id", saga_ids=[known])[0]
-                    opened[document_id] = Opened(saga=saga, disposition="unchanged")
-            for saga in self._insert_sagas(tx, fresh, run_id):
-                opened[saga.document_id] = Opened(saga=saga, disposition="opened")
-            _insert_extractions(tx, [(opened[new.document_id].saga, new.opening) for new in fresh])
-            _insert_submissions(
-                tx, [(opened[i].saga, by_document[i]) for i in document_ids], run_id
-            )
-        return [opened[opening.document.document_id] for opening in openings]
-
-    def open_successors(self, sagas: Sequence[Saga], *, run_id: str) -> list[Saga]:
-        """A new saga, on the newest version, for each compensated one, with the same extraction.
-
-        Unique for (predecessor, run): the ops of one re-executed run share them, whichever comes
-        first. None for content that has become live, or is under way, in another saga meanwhile.
-        """
-        with self.transaction() as tx:
-            document_ids = sorted({saga.document_id for saga in sagas})
-            pointers, rivals = self._lock_documents(tx, document_ids)
-            ids = [saga.saga_id for saga in sagas]
-            existing = self._sagas(tx, "successors", saga_ids=ids, run_id=run_id)
-            taken = {saga.predecessor_saga_id for saga in existing}
-            missing = [
-                saga
-                for saga in sagas
-                if saga.saga_id not in taken
-                and not _known_saga(
-                    saga.content_hash,
-                    pointers[saga.document_id],
-                    rivals.get(saga.document_id, []),
-                )
-            ]
-            new = [
-                _NewSaga.of(saga.document_id, None, pointers[saga.document_id], predecessor=saga)
-                for saga in missing
-            ]
-            inserted = self._insert_sagas(tx, new, run_id)
-            for saga in inserted:
-                values = {**_columns(saga, "saga_id", "predecessor_saga_id"), "run_id": run_id}
-                tx.execute(_SQL["copy_extraction"], values)
-                tx.execute(_SQL["copy_submissions"], values)
-        return [*existing, *inserted]
-
-    def _lock_documents(
-        self, tx: psycopg.Connection[DictRow], document_ids: list[str]
-    ) -> tuple[dict[str, DictRow], dict[str, list[Saga]]]:
-        """Pointers and open sagas of the documents, whose rows stay locked until the end."""
-        values = {"document_ids": document_ids}
-        tx.execute(_SQL["ensure_documents"], values)
-        rows = tx.execute(_SQL["lock_documents"], values).fetchall()
-        rivals: dict[str, list[Saga]] = {}
-        for saga in self._sagas(tx, "open_sagas_of_documents", **values):
-            rivals.setdefault(saga.document_id, []).append(saga)
-        return {row["document_id"]: row for row in rows}, rivals
-
-    def _insert_sagas(
-        self, tx: psycopg.Connection[DictRow], new: Sequence[_NewSaga], run_id: str | None
-    ) -> list[Saga]:
-        if not new:
-            return []
-        versions = {
-            "document_ids": [n.document_id for n in new],
-            "versions": [n.version for n in new],
-        }
-        sagas = self._sagas(
-            tx,
-            "insert_sagas",
-            saga_ids=[n.saga_id for n in new],
-            expected_versions=[n.expected_version for n in new],
-            content_hashes=[n.content_hash for n in new],
-            predecessors=[n.predecessor_saga_id for n in new],
-            run_id=run_id,
-            lease_s=self._lease_s,
-            **versions,
-        )
-        tx.execute(_SQL["count_versions"], versions)
-        return self.advance(states.OPENED, sagas, run_id=run_id, tx=tx)
 
     # -- moves -----------------------------------------------------------------------------------
 
@@ -235,7 +112,7 @@ class Ledger:
         owner: str | None = None,
         run_id: str | None = None,
         takeover: bool = False,
-        tx: psycopg.Connection[DictRow] | None = None,
+        tx: Transaction | None = None,
     ) -> list[Saga]:
         """Move sagas and append the event; with `owner`, give it a fresh lease.
 
@@ -257,7 +134,7 @@ class Ledger:
                     tx=tx,
                 )
         found = details or {}
-        return self._sagas(
+        return _sagas(
             tx,
             "advance",
             saga_ids=[saga.saga_id for saga in sagas],
@@ -273,7 +150,7 @@ class Ledger:
             duration_ms=duration_ms,
             owner=owner,
             run_id=run_id,
-            lease_s=self._lease_s,
+            lease_s=self.lease_s,
         )
 
     def pivot(self, sagas: Sequence[Saga], *, steps: Sequence[str]) -> Pivoted:
@@ -286,7 +163,7 @@ class Ledger:
         with self.transaction() as tx:
             held = [
                 saga
-                for saga in self._sagas(tx, "lock_sagas", saga_ids=sorted(epochs))
+                for saga in _sagas(tx, "lock_sagas", saga_ids=sorted(epochs))
                 if saga.status is Status.IN_PROGRESS
                 and saga.epoch == epochs[saga.saga_id]
                 and all(step in saga.completed_steps for step in steps)
@@ -305,7 +182,7 @@ class Ledger:
 
     def _point_documents(
         self,
-        tx: psycopg.Connection[DictRow],
+        tx: Transaction,
         winners: Sequence[Saga],
         pointers: Mapping[str, DictRow],
     ) -> list[Saga]:
@@ -329,14 +206,14 @@ class Ledger:
     def held(self, saga_ids: Sequence[str], *, owner: str) -> list[Saga]:
         """Those that `owner` still holds, in any status, with their leases renewed."""
         with self.transaction() as tx:
-            return self._sagas(
-                tx, "held_sagas", saga_ids=list(saga_ids), owner=owner, lease_s=self._lease_s
+            return _sagas(
+                tx, "held_sagas", saga_ids=list(saga_ids), owner=owner, lease_s=self.lease_s
             )
 
     def renew(self, owner: str) -> int:
         """Renew all leases of `owner`; how many there were."""
         with self.transaction() as tx:
-            values = {"owner": owner, "lease_s": self._lease_s}
+            values = {"owner": owner, "lease_s": self.lease_s}
             return tx.execute(_SQL["renew_leases"], values).rowcount
 
     def take_over(
@@ -356,11 +233,9 @@ class Ledger:
         """
         with self.transaction() as tx:
             if among is None:
-                expired = self._sagas(tx, "expired_sagas", limit=limit)
+                expired = _sagas(tx, "expired_sagas", limit=limit)
             else:
-                expired = self._sagas(
-                    tx, "expired_among", saga_ids=list(among), dead_owner=dead_owner
-                )
+                expired = _sagas(tx, "expired_among", saga_ids=list(among), dead_owner=dead_owner)
             taken: list[Saga] = []
             for status, move in _TAKE_OVER.items():
                 group = [saga for saga in expired if saga.status is status]
@@ -377,7 +252,7 @@ class Ledger:
         """The raw documents of those sagas that have not been extracted yet."""
         with self.transaction() as tx:
             rows = tx.execute(_SQL["submitted_documents"], {"saga_ids": list(saga_ids)}).fetchall()
-            sagas = {s.saga_id: s for s in self._sagas(tx, "sagas_by_id", saga_ids=list(saga_ids))}
+            sagas = {s.saga_id: s for s in _sagas(tx, "sagas_by_id", saga_ids=list(saga_ids))}
         return {
             row["saga_id"]: Document(
                 document_id=sagas[row["saga_id"]].document_id,
@@ -470,11 +345,11 @@ class Ledger:
 
     def sagas(self, saga_ids: Sequence[str]) -> list[Saga]:
         """These sagas, in the order of saga_id; unknown ids are left out."""
-        return [_saga(row) for row in self._rows("sagas_by_id", saga_ids=list(saga_ids))]
+        return [saga_of(row) for row in self._rows("sagas_by_id", saga_ids=list(saga_ids))]
 
     def sagas_of_run(self, run_id: str) -> list[Saga]:
         """The sagas a Dagster run drives or drove last, by arrival."""
-        return [_saga(row) for row in self._rows("sagas_of_run", run_id=run_id)]
+        return [saga_of(row) for row in self._rows("sagas_of_run", run_id=run_id)]
 
     def list_sagas(
         self,
@@ -486,7 +361,7 @@ class Ledger:
         """The newest sagas first."""
         values = [status.value for status in statuses] if statuses else None
         rows = self._rows("list_sagas", statuses=values, document_id=document_id, limit=limit)
-        return [_saga(row) for row in rows]
+        return [saga_of(row) for row in rows]
 
     def newest_sagas(
         self, *, limit: int = 1000, document_ids: Sequence[str] | None = None
@@ -494,7 +369,7 @@ class Ledger:
         """The last saga of each document (of these documents), by arrival; of more than `limit`,
         those that arrived last."""
         ids = list(document_ids) if document_ids is not None else None
-        return [_saga(row) for row in self._rows("newest_sagas", limit=limit, document_ids=ids)]
+        return [saga_of(row) for row in self._rows("newest_sagas", limit=limit, document_ids=ids)]
 
     def pointers(self, document_ids: Sequence[str]) -> dict[str, DictRow]:
         """document_id -> live_version, live_saga_id, content_hash."""
@@ -528,9 +403,6 @@ class Ledger:
         with self.transaction() as tx:
             return tx.execute(_SQL[query], values).fetchall()
 
-    def _sagas(self, tx: psycopg.Connection[DictRow], query: str, **values: object) -> list[Saga]:
-        return [_saga(row) for row in tx.execute(_SQL[query], values).fetchall()]
-
 
 _TAKE_OVER = {
     Status.PENDING: states.CLAIMED,
@@ -540,95 +412,8 @@ _TAKE_OVER = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _NewSaga:
-    """A saga about to be inserted."""
-
-    saga_id: SagaId
-    document_id: str
-    version: int
-    expected_version: int | None
-    content_hash: str
-    opening: Opening | None
-    predecessor_saga_id: SagaId | None
-
-    @classmethod
-    def of(
-        cls,
-        document_id: str,
-        opening: Opening | None,
-        pointer: DictRow,
-        predecessor: Saga | None = None,
-    ) -> _NewSaga:
-        source = predecessor or opening
-        assert source is not None
-        return cls(
-            saga_id=SagaId(f"ingest_{document_id}_{secrets.token_hex(8)}"),
-            document_id=document_id,
-            version=pointer["last_version"] + 1,
-            expected_version=pointer["live_version"],
-            content_hash=source.content_hash,
-            opening=opening,
-            predecessor_saga_id=predecessor.saga_id if predecessor else None,
-        )
-
-
-def _known_saga(
-    content_hash: str, pointer: DictRow, rivals: Sequence[Saga]
-) -> Saga | SagaId | None:
-    """The open saga to join, the id of the saga that made this content live, or None."""
-    for rival in rivals:
-        if rival.content_hash == content_hash:
-            return rival
-    # With another saga open, equality with the live version proves nothing: A, then B in flight,
-    # then A again has to end with A.
-    if not rivals and pointer["live_saga_id"] and pointer["content_hash"] == content_hash:
-        return cast(SagaId, pointer["live_saga_id"])
-    return None
-
-
-def _insert_extractions(
-    tx: psycopg.Connection[DictRow], opened: Sequence[tuple[Saga, Opening | None]]
-) -> None:
-    values = [
-        {
-            "saga_id": saga.saga_id,
-            "name": opening.document.name,
-            "media_type": opening.document.media_type,
-            "collection": opening.document.collection,
-            "metadata": Jsonb(dict(opening.document.metadata)),
-            "source_uri": opening.document.source_uri,
-            "source": None if opening.body is not None else opening.document.content,
-            "body": opening.body,
-        }
-        for saga, opening in opened
-        if opening is not None
-    ]
-    with tx.cursor() as cursor:
-        cursor.executemany(_SQL["insert_extractions"], values)
-
-
-def _insert_submissions(
-    tx: psycopg.Connection[DictRow], opened: Sequence[tuple[Saga, Opening]], run_id: str | None
-) -> None:
-    values = [
-        {
-            "client": opening.client,
-            "idempotency_key": opening.idempotency_key,
-            "body_hash": opening.body_hash,
-            "document_id": saga.document_id,
-            "saga_id": saga.saga_id,
-            "source_uri": opening.document.source_uri,
-            "run_id": run_id,
-        }
-        for saga, opening in opened
-    ]
-    with tx.cursor() as cursor:
-        cursor.executemany(_SQL["insert_submissions"], values)
-
-
 def _schedule_sweeps(
-    tx: psycopg.Connection[DictRow],
+    tx: Transaction,
     saga_ids: Sequence[SagaId],
     after_s: Sequence[float],
     reason: str,
@@ -637,7 +422,12 @@ def _schedule_sweeps(
     tx.execute(_SQL["schedule_sweeps"], values)
 
 
-def _saga(row: DictRow) -> Saga:
+def _sagas(tx: Transaction, query: str, **values: object) -> list[Saga]:
+    return [saga_of(row) for row in tx.execute(_SQL[query], values).fetchall()]
+
+
+def saga_of(row: DictRow) -> Saga:
+    """The saga in a row of `apex.saga_state`."""
     values = {field: row[field] for field in _SAGA_FIELDS}
     return Saga(**{**values, "status": Status(row["status"])})
 
@@ -652,7 +442,3 @@ def _publication(row: DictRow) -> Publication:
         )
     ref = VersionRef(document_id=row["document_id"], version=row["version"], saga_id=row["saga_id"])
     return Publication(ref=ref, replaced=replaced)
-
-
-def _columns(saga: Saga, *names: str) -> dict[str, object]:
-    return {name: getattr(saga, name) for name in names}

@@ -2,7 +2,8 @@
 --
 -- A move (advance) is one conditional UPDATE on (status, epoch) that also appends one event to the
 -- audit log, for a batch of sagas at once; what it does not return was refused. Statements lock saga
--- rows in the order of saga_id, then document rows in the order of document_id, so none deadlock.
+-- rows in the order of saga_id, then document rows in the order of document_id, so none deadlock;
+-- FOR NO KEY UPDATE, as a submission that joins a saga locks its key while it holds the document.
 -- Leases are set and compared by clock_timestamp() of this database, never by a host's clock.
 
 -- advance --
@@ -11,7 +12,7 @@ WITH move AS (
                   AS m (saga_id, epoch, detail)
 ), locked AS MATERIALIZED (
     SELECT s.saga_id FROM apex.saga_state s JOIN move m USING (saga_id)
-    ORDER BY s.saga_id FOR UPDATE OF s
+    ORDER BY s.saga_id FOR NO KEY UPDATE OF s
 ), clock AS MATERIALIZED (
     SELECT clock_timestamp() AS at
 ), moved AS (
@@ -52,61 +53,12 @@ WITH move AS (
 )
 SELECT * FROM moved ORDER BY saga_id
 
--- ensure_documents --
-INSERT INTO apex.documents (document_id)
-SELECT unnest(%(document_ids)s::text[]) ORDER BY 1
-ON CONFLICT DO NOTHING
-
 -- lock_documents --
-SELECT d.document_id, d.last_version, d.live_version, d.live_saga_id, d.content_hash,
+SELECT d.document_id, d.live_version, d.live_saga_id,
        live.version IS NOT NULL AND live.published_at IS NULL AS live_is_unpublished
 FROM apex.documents d LEFT JOIN apex.saga_state live ON live.saga_id = d.live_saga_id
 WHERE d.document_id = ANY (%(document_ids)s)
-ORDER BY d.document_id FOR UPDATE OF d
-
--- open_sagas_of_documents --
--- Run after lock_documents, so that an opening committed meanwhile is seen.
-SELECT * FROM apex.saga_state
-WHERE document_id = ANY (%(document_ids)s) AND status IN ('pending', 'in_progress')
-ORDER BY arrival
-
--- insert_sagas --
--- Without an owner, but with a lease: if whoever opened them dies before the claim, recovery finds them.
-INSERT INTO apex.saga_state (saga_id, kind, document_id, version, expected_version, content_hash,
-                             predecessor_saga_id, run_id, lease_expires_at)
-SELECT o.saga_id, 'ingest', o.document_id, o.version, o.expected_version, o.content_hash,
-       o.predecessor_saga_id, %(run_id)s, clock_timestamp() + %(lease_s)s * interval '1 second'
-FROM unnest(%(saga_ids)s::text[], %(document_ids)s::text[], %(versions)s::integer[],
-            %(expected_versions)s::integer[], %(content_hashes)s::text[], %(predecessors)s::text[])
-     WITH ORDINALITY AS o (saga_id, document_id, version, expected_version, content_hash,
-                           predecessor_saga_id, position)
-ORDER BY o.position
-RETURNING *
-
--- count_versions --
-UPDATE apex.documents d SET last_version = o.version, updated_at = clock_timestamp()
-FROM unnest(%(document_ids)s::text[], %(versions)s::integer[]) AS o (document_id, version)
-WHERE d.document_id = o.document_id
-
--- insert_extractions --
-INSERT INTO apex.extraction (saga_id, name, media_type, collection, metadata, source_uri, source, body)
-VALUES (%(saga_id)s, %(name)s, %(media_type)s, %(collection)s, %(metadata)s, %(source_uri)s,
-        %(source)s, %(body)s)
-
--- copy_extraction --
-INSERT INTO apex.extraction (saga_id, name, media_type, collection, metadata, source_uri, source, body)
-SELECT %(saga_id)s, name, media_type, collection, metadata, source_uri, source, body
-FROM apex.extraction WHERE saga_id = %(predecessor_saga_id)s
-
--- insert_submissions --
-INSERT INTO apex.submission (client, idempotency_key, body_hash, document_id, saga_id, source_uri, run_id)
-VALUES (%(client)s, %(idempotency_key)s, %(body_hash)s, %(document_id)s, %(saga_id)s, %(source_uri)s,
-        %(run_id)s)
-
--- copy_submissions --
-INSERT INTO apex.submission (client, body_hash, document_id, saga_id, source_uri, run_id)
-SELECT client, body_hash, document_id, %(saga_id)s, source_uri, %(run_id)s
-FROM apex.submission WHERE saga_id = %(predecessor_saga_id)s
+ORDER BY d.document_id FOR NO KEY UPDATE OF d
 
 -- submitted_documents --
 SELECT saga_id, name, media_type, collection, metadata, source_uri, source
@@ -126,7 +78,7 @@ SELECT saga_id, body FROM apex.extraction WHERE saga_id = ANY (%(saga_ids)s) AND
 -- held_sagas --
 -- Those of the given sagas that the owner still holds, their leases renewed.
 WITH locked AS MATERIALIZED (
-    SELECT saga_id FROM apex.saga_state WHERE saga_id = ANY (%(saga_ids)s) ORDER BY saga_id FOR UPDATE
+    SELECT saga_id FROM apex.saga_state WHERE saga_id = ANY (%(saga_ids)s) ORDER BY saga_id FOR NO KEY UPDATE
 )
 UPDATE apex.saga_state s
 SET lease_expires_at = clock_timestamp() + %(lease_s)s * interval '1 second'
@@ -141,7 +93,7 @@ WHERE saga_id IN (
     SELECT saga_id FROM apex.saga_state
     WHERE lease_owner = %(owner)s
       AND (status IN ('in_progress', 'compensating') OR (status = 'completed' AND published_at IS NULL))
-    ORDER BY saga_id FOR UPDATE)
+    ORDER BY saga_id FOR NO KEY UPDATE)
 
 -- expired_sagas --
 -- SKIP LOCKED lets several recoveries run side by side without queueing behind each other.
@@ -149,16 +101,16 @@ SELECT * FROM apex.saga_state
 WHERE lease_expires_at < clock_timestamp()
   AND (status IN ('pending', 'in_progress', 'compensating')
        OR (status = 'completed' AND published_at IS NULL))
-ORDER BY saga_id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+ORDER BY saga_id LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
 
 -- expired_among --
 SELECT * FROM apex.saga_state
 WHERE saga_id = ANY (%(saga_ids)s)
   AND (lease_expires_at < clock_timestamp() OR lease_owner = %(dead_owner)s)
-ORDER BY saga_id FOR UPDATE SKIP LOCKED
+ORDER BY saga_id FOR NO KEY UPDATE SKIP LOCKED
 
 -- lock_sagas --
-SELECT * FROM apex.saga_state WHERE saga_id = ANY (%(saga_ids)s) ORDER BY saga_id FOR UPDATE
+SELECT * FROM apex.saga_state WHERE saga_id = ANY (%(saga_ids)s) ORDER BY saga_id FOR NO KEY UPDATE
 
 -- point_documents --
 -- The pivot itself: from this row on readers see the new version.
@@ -228,10 +180,6 @@ SELECT * FROM apex.saga_state WHERE saga_id = ANY (%(saga_ids)s) ORDER BY saga_i
 
 -- sagas_of_run --
 SELECT * FROM apex.saga_state WHERE run_id = %(run_id)s ORDER BY arrival
-
--- successors --
-SELECT * FROM apex.saga_state
-WHERE predecessor_saga_id = ANY (%(saga_ids)s) AND run_id = %(run_id)s
 
 -- list_sagas --
 SELECT * FROM apex.saga_state

@@ -62,7 +62,7 @@ def test_a_crash_on_the_way_back_is_finished_by_recovery(
 ) -> None:
     victim = build_application(lease_s=LEASE_S)
     victim.ingestion.ingest([submission(unique)], owner="before")
-    with armed(f"started:redis_write=reject;{point}=raise"), pytest.raises(SimulatedCrash):
+    with armed(f"sent:redis_write=reject;{point}=raise"), pytest.raises(SimulatedCrash):
         victim.ingestion.ingest([submission(unique, edition=2)], owner="victim")
     saga = recover(build_application(lease_s=LEASE_S), unique)
     assert saga.status is Status.COMPENSATED

@@ -9,6 +9,7 @@ import pytest
 
 from apex_dagster.composition import Application
 from apex_dagster.saga import states
+from apex_dagster.saga.ledger import _SQL
 from apex_dagster.saga.saga import Saga
 from apex_dagster.saga.states import MOVES, Status
 from apex_dagster_tests.documents import submission
@@ -140,6 +141,16 @@ def test_a_pivot_waits_for_the_publish_of_what_it_replaces(app: Application, uni
     commit = app.ingestion.commit(staged.alive, owner="me")
     assert [saga.saga_id for saga in commit.completed] == [second.saga_id]
     assert app.ledger.sagas([first.saga_id])[0].published_at is not None
+
+
+def test_joining_a_saga_does_not_wait_for_its_pivot(
+    app: Application, saga: Saga, unique: str
+) -> None:
+    """The pivot holds the saga and wants the document; whoever joins holds the document."""
+    with ThreadPoolExecutor(1) as pool, app.ledger.transaction() as tx:
+        tx.execute(_SQL["lock_sagas"], {"saga_ids": [saga.saga_id]})
+        joining = pool.submit(app.ingestion.open, [submission(unique)], owner="other")
+        assert len(joining.result(timeout=5).joined) == 1
 
 
 def test_a_batch_opens_one_saga_of_a_document(app: Application, unique: str) -> None:

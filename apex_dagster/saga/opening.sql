@@ -1,0 +1,62 @@
+-- How sagas come into being. Locks document rows in the order of document_id; the saga rows are new.
+
+-- ensure_documents --
+INSERT INTO apex.documents (document_id)
+SELECT unnest(%(document_ids)s::text[]) ORDER BY 1
+ON CONFLICT DO NOTHING
+
+-- lock_documents --
+SELECT document_id, last_version, live_version, live_saga_id, content_hash
+FROM apex.documents WHERE document_id = ANY (%(document_ids)s)
+ORDER BY document_id FOR NO KEY UPDATE
+
+-- open_sagas_of_documents --
+-- Run after lock_documents, so that an opening committed meanwhile is seen.
+SELECT * FROM apex.saga_state
+WHERE document_id = ANY (%(document_ids)s) AND status IN ('pending', 'in_progress')
+ORDER BY arrival
+
+-- insert_sagas --
+-- Without an owner, but with a lease: if whoever opened them dies before the claim, recovery finds them.
+INSERT INTO apex.saga_state (saga_id, kind, document_id, version, expected_version, content_hash,
+                             predecessor_saga_id, run_id, lease_expires_at)
+SELECT o.saga_id, 'ingest', o.document_id, o.version, o.expected_version, o.content_hash,
+       o.predecessor_saga_id, %(run_id)s, clock_timestamp() + %(lease_s)s * interval '1 second'
+FROM unnest(%(saga_ids)s::text[], %(document_ids)s::text[], %(versions)s::integer[],
+            %(expected_versions)s::integer[], %(content_hashes)s::text[], %(predecessors)s::text[])
+     WITH ORDINALITY AS o (saga_id, document_id, version, expected_version, content_hash,
+                           predecessor_saga_id, position)
+ORDER BY o.position
+RETURNING *
+
+-- count_versions --
+UPDATE apex.documents d SET last_version = o.version, updated_at = clock_timestamp()
+FROM unnest(%(document_ids)s::text[], %(versions)s::integer[]) AS o (document_id, version)
+WHERE d.document_id = o.document_id
+
+-- insert_extractions --
+INSERT INTO apex.extraction (saga_id, name, media_type, collection, metadata, source_uri, source, body)
+VALUES (%(saga_id)s, %(name)s, %(media_type)s, %(collection)s, %(metadata)s, %(source_uri)s,
+        %(source)s, %(body)s)
+
+-- copy_extraction --
+INSERT INTO apex.extraction (saga_id, name, media_type, collection, metadata, source_uri, source, body)
+SELECT %(saga_id)s, name, media_type, collection, metadata, source_uri, source, body
+FROM apex.extraction WHERE saga_id = %(predecessor_saga_id)s
+
+-- insert_submissions --
+INSERT INTO apex.submission (client, idempotency_key, body_hash, document_id, saga_id, source_uri, run_id)
+VALUES (%(client)s, %(idempotency_key)s, %(body_hash)s, %(document_id)s, %(saga_id)s, %(source_uri)s,
+        %(run_id)s)
+
+-- copy_submissions --
+INSERT INTO apex.submission (client, body_hash, document_id, saga_id, source_uri, run_id)
+SELECT client, body_hash, document_id, %(saga_id)s, source_uri, %(run_id)s
+FROM apex.submission WHERE saga_id = %(predecessor_saga_id)s
+
+-- successors --
+SELECT * FROM apex.saga_state
+WHERE predecessor_saga_id = ANY (%(saga_ids)s) AND run_id = %(run_id)s
+
+-- saga_by_id --
+SELECT * FROM apex.saga_state WHERE saga_id = %(saga_id)s
