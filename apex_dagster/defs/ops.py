@@ -114,7 +114,14 @@ def commit(context: dg.OpExecutionContext, sagas: SagasResource, saga_ids: list[
     run, app = SagaRun.of(context), sagas.application()
     with interrupts_as_failures(), app.engine.lease(run.owner):
         held = _hold(context, sagas, saga_ids)
-        outcome = app.ingestion.commit(held, owner=run.owner)
+        outcome = app.ingestion.commit(
+            held,
+            owner=run.owner,
+            run_id=run.run_id,
+            undo=lambda losers: compensate_in_linked_run(
+                context.instance, context.run, [saga.saga_id for saga in losers]
+            ),
+        )
         for saga in outcome.completed:
             context.log_event(materialization(saga))
         _leave_batch(context, sagas, alive=outcome.completed, failed=outcome.failed)

@@ -133,12 +133,18 @@ def _unfinished(relative: Path) -> bool:
 
 def _destination(sagas: Sequence[Mapping[str, Any]]) -> str | None:
     """processed, quarantine, or None for a file that gets another attempt."""
-    bad = [saga for saga in sagas if saga["status"] != "completed"]
+    bad = [saga for saga in sagas if not _is_done(saga)]
     if not bad:
         return PROCESSED
     if any(_is_final(saga) for saga in bad):
         return QUARANTINE
     return None
+
+
+def _is_done(saga: Mapping[str, Any]) -> bool:
+    """Live, or overruled by something that was submitted later."""
+    superseded = (saga["error"] or {}).get("class") == "superseded"
+    return saga["status"] == "completed" or (saga["status"] == "compensated" and superseded)
 
 
 def _is_final(saga: Mapping[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -19,7 +20,7 @@ from apex_dagster.ingestion.codec import pack
 from apex_dagster.ingestion.steps import Extractions
 from apex_dagster.records import Document, Extraction, SagaId
 from apex_dagster.saga.compensation import Compensation
-from apex_dagster.saga.engine import Commit, SagaEngine, Staging
+from apex_dagster.saga.engine import VERSION_CONFLICT, Commit, SagaEngine, Staging
 from apex_dagster.saga.failpoints import reach
 from apex_dagster.saga.ledger import Ledger
 from apex_dagster.saga.opening import Opened, Opening, open_sagas, open_successors
@@ -29,6 +30,7 @@ from apex_dagster.saga.states import CLAIMED, ENDED, Status
 
 log = structlog.get_logger(__name__)
 
+_RESTARTS_MAX = 10  # of a saga that finds another version live; each time somebody else has won
 _ORPHANS_MAX = 10_000  # entities a sweep removes at most: they stay locked until it commits
 
 
@@ -91,11 +93,12 @@ class Ingestion:
             opened = self.open(submissions, owner=owner, run_id=run_id)
             extracted = self.extract(opened.alive)
             staged = self.stage(self.engine.step_names[-1], extracted.alive)
-            commit = self.commit(staged.alive, owner=owner)
+            commit = self.commit(staged.alive, owner=owner, run_id=run_id)
             failed = opened.failed + extracted.failed + staged.failed + commit.failed
-            self.compensation.compensate([saga.saga_id for saga in failed], owner=owner)
-        everything = [*opened.alive, *opened.failed, *opened.unchanged, *opened.joined]
-        return self.ledger.sagas([saga.saga_id for saga in everything])
+            self._undo(failed, owner=owner)
+        restarted = [saga for saga in commit.completed if saga.predecessor_saga_id]
+        everything = [*opened.alive, *opened.failed, *opened.unchanged, *opened.joined, *restarted]
+        return self.ledger.sagas(sorted({saga.saga_id for saga in everything}))
 
     def open(
         self,
@@ -187,11 +190,51 @@ class Ingestion:
         staging = self.engine.stage_through(step, missing.alive)
         return Staging(alive=staging.alive, failed=missing.failed + staging.failed)
 
-    def commit(self, sagas: Sequence[Saga], *, owner: str) -> Commit:
-        """Pivot and publish; stages whatever is still missing first."""
+    def commit(
+        self,
+        sagas: Sequence[Saga],
+        *,
+        owner: str,
+        run_id: str | None = None,
+        undo: Callable[[Sequence[Saga]], object] | None = None,
+    ) -> Commit:
+        """Pivot and publish; stages whatever is still missing first.
+
+        A saga that finds another version live than the one it builds on is undone (by `undo`,
+        default: here) and starts again as a new saga on that one, unless what is live was
+        submitted later. So of several submissions the last one wins, whoever is faster.
+        """
+        outcome = self._commit_once(sagas, owner=owner)
+        completed, failed = outcome.completed, outcome.failed
+        for _ in range(_RESTARTS_MAX):
+            losers = [s for s in failed if s.error and s.error["class"] == VERSION_CONFLICT]
+            if not losers:
+                break
+            undo_losers = undo or partial(self._undo, owner=owner)
+            undo_losers(losers)
+            outcome = self._commit_once(self._restart(losers, owner, run_id), owner=owner)
+            failed = [saga for saga in failed if saga not in losers] + outcome.failed
+            completed = completed + outcome.completed
+        return Commit(completed=completed, failed=failed)
+
+    def _commit_once(self, sagas: Sequence[Saga], *, owner: str) -> Commit:
         staging = self.stage(self.engine.step_names[-1], sagas)
         commit = self.engine.commit(staging.alive, owner=owner)
         return Commit(completed=commit.completed, failed=staging.failed + commit.failed)
+
+    def _restart(self, losers: Sequence[Saga], owner: str, run_id: str | None) -> list[Saga]:
+        """Successors of those that are undone by now; the others wait for an operator."""
+        undone = [
+            saga
+            for saga in self.ledger.sagas([saga.saga_id for saga in losers])
+            if saga.status is Status.COMPENSATED
+        ]
+        successors = open_successors(self.ledger, undone, run_id=run_id, same_arrival=True)
+        return self.engine.move(CLAIMED, successors, owner=owner)
+
+    def _undo(self, sagas: Sequence[Saga], *, owner: str) -> None:
+        if sagas:
+            self.compensation.compensate([saga.saga_id for saga in sagas], owner=owner)
 
     def sweep(self, *, limit: int = 200) -> int:
         """Remove superseded versions whose grace is over, and late writes of dead sagas; then the
@@ -207,8 +250,7 @@ class Ingestion:
         return len(sweeps)
 
     def _resume(self, sagas: Sequence[Saga], owner: str) -> None:
-        commit = self.commit(sagas, owner=owner)
-        self.compensation.compensate([saga.saga_id for saga in commit.failed], owner=owner)
+        self._undo(self.commit(sagas, owner=owner).failed, owner=owner)
 
     def _adopt(
         self, sagas: Sequence[Saga], *, owner: str, run_id: str | None, dead_owner: str | None

@@ -26,7 +26,7 @@ from apex_dagster.errors import (
 from apex_dagster.records import Publication, SagaId
 from apex_dagster.saga import states
 from apex_dagster.saga.failpoints import reach
-from apex_dagster.saga.ledger import Ledger
+from apex_dagster.saga.ledger import Ledger, Pivoted
 from apex_dagster.saga.retry import RetryPolicy, call_with_retry
 from apex_dagster.saga.saga import Failure, Saga
 from apex_dagster.saga.states import Status
@@ -180,22 +180,27 @@ class SagaEngine:
     def commit(self, sagas: Sequence[Saga], *, owner: str) -> Commit:
         """Make the versions live, then tell the stores. After the pivot there is no way back."""
         reach("staged")
-        pivoted = self._retried(lambda: self.ledger.pivot(sagas, steps=self.step_names), "pivot")
-        completed, conflicts, blocked = pivoted.completed, pivoted.conflicts, pivoted.blocked
-        if blocked:
-            self._finish_predecessors(blocked, owner=owner)
-            again = self._retried(
-                lambda: self.ledger.pivot(blocked, steps=self.step_names), "pivot"
-            )
-            completed, conflicts = completed + again.completed, conflicts + again.conflicts
-            blocked = again.blocked
+        first = self._pivot(sagas)
+        self._finish_predecessors(first.blocked, owner=owner)
+        # Blocked ones once more, now that nothing stands in their way.
+        second = self._pivot(first.blocked)
         reach("pivoted")
-        failed = self.fail(
-            conflicts + blocked,
-            {s.saga_id: _conflict(s) for s in conflicts} | {s.saga_id: _BLOCKED for s in blocked},
-        )
+        failed = self._fail_at_pivot(first.conflicts + second.conflicts, _conflict)
+        failed += self._fail_at_pivot(first.superseded + second.superseded, _superseded)
+        failed += self._fail_at_pivot(second.blocked, _blocked)
+        completed = first.completed + second.completed
         completed = self._with_unknown_outcomes(sagas, completed, owner=owner)
         return Commit(completed=self.publish(completed), failed=failed)
+
+    def _pivot(self, sagas: Sequence[Saga]) -> Pivoted:
+        if not sagas:
+            return Pivoted(completed=[], conflicts=[], superseded=[], blocked=[])
+        return self._retried(lambda: self.ledger.pivot(sagas, steps=self.step_names), "pivot")
+
+    def _fail_at_pivot(
+        self, sagas: Sequence[Saga], failure_of: Callable[[Saga], Failure]
+    ) -> list[Saga]:
+        return self.fail(sagas, {saga.saga_id: failure_of(saga) for saga in sagas})
 
     def _with_unknown_outcomes(
         self, sagas: Sequence[Saga], completed: Sequence[Saga], *, owner: str
@@ -213,6 +218,8 @@ class SagaEngine:
 
     def _finish_predecessors(self, blocked: Sequence[Saga], *, owner: str) -> None:
         """Publish what is live but unpublished, taking that work over from whoever has it."""
+        if not blocked:
+            return
         pointers = self.ledger.pointers([saga.document_id for saga in blocked])
         live = self.ledger.sagas([row["live_saga_id"] for row in pointers.values()])
         unpublished = [saga for saga in live if saga.published_at is None]
@@ -305,20 +312,24 @@ class SagaEngine:
         return call_with_retry(operation, self._retry, name=name)
 
 
-_BLOCKED = Failure(
-    error_class="transient",
-    step="pivot",
-    message="the version it replaces is live but could not be published yet; try again later",
-)
+# The class of a saga that may start again on the newest version.
+VERSION_CONFLICT = "version_conflict"
 
 
 def _conflict(saga: Saga) -> Failure:
     base = f"version {saga.expected_version}" if saga.expected_version else "no version"
-    return Failure(
-        error_class="version_conflict",
-        step="pivot",
-        message=f"it builds on {base}, but another version has become live meanwhile",
-    )
+    message = f"it builds on {base}, but another version has become live meanwhile"
+    return Failure(error_class=VERSION_CONFLICT, step="pivot", message=message)
+
+
+def _superseded(saga: Saga) -> Failure:
+    message = "a version that was submitted later is live already"
+    return Failure(error_class="superseded", step="pivot", message=message)
+
+
+def _blocked(saga: Saga) -> Failure:
+    message = "the version it replaces is live but could not be published yet; try again later"
+    return Failure(error_class="transient", step="pivot", message=message)
 
 
 def _culprits(error: Exception, sagas: Sequence[Saga]) -> list[Saga]:

@@ -34,10 +34,11 @@ Transaction = psycopg.Connection[DictRow]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pivoted:
-    """The outcome of a pivot, by saga. Those in none of the three were held by somebody else."""
+    """The outcome of a pivot, by saga. Those in none of the lists were held by somebody else."""
 
     completed: list[Saga]
     conflicts: list[Saga]  # the live version is no longer the one they build on
+    superseded: list[Saga]  # the same, and what is live was submitted after them
     blocked: list[Saga]  # the version they would replace is live, but not published yet
 
 
@@ -171,14 +172,20 @@ class Ledger:
             document_ids = sorted({saga.document_id for saga in held})
             rows = tx.execute(_SQL["lock_documents"], {"document_ids": document_ids}).fetchall()
             pointers = {row["document_id"]: row for row in rows}
-            conflicts = [
+            moved = [
                 s for s in held if pointers[s.document_id]["live_version"] != s.expected_version
             ]
-            rest = [s for s in held if s not in conflicts]
+            superseded = [
+                s for s in moved if (pointers[s.document_id]["live_arrival"] or 0) > s.arrival
+            ]
+            rest = [s for s in held if s not in moved]
             blocked = [s for s in rest if pointers[s.document_id]["live_is_unpublished"]]
             winners = [s for s in rest if s not in blocked]
             completed = self._point_documents(tx, winners, pointers)
-        return Pivoted(completed=completed, conflicts=conflicts, blocked=blocked)
+        conflicts = [s for s in moved if s not in superseded]
+        return Pivoted(
+            completed=completed, conflicts=conflicts, superseded=superseded, blocked=blocked
+        )
 
     def _point_documents(
         self,

@@ -54,7 +54,7 @@ WITH move AS (
 SELECT * FROM moved ORDER BY saga_id
 
 -- lock_documents --
-SELECT d.document_id, d.live_version, d.live_saga_id,
+SELECT d.document_id, d.live_version, d.live_saga_id, live.arrival AS live_arrival,
        live.version IS NOT NULL AND live.published_at IS NULL AS live_is_unpublished
 FROM apex.documents d LEFT JOIN apex.saga_state live ON live.saga_id = d.live_saga_id
 WHERE d.document_id = ANY (%(document_ids)s)
@@ -193,7 +193,7 @@ SELECT * FROM (
     SELECT * FROM (
         SELECT DISTINCT ON (document_id) * FROM apex.saga_state
         WHERE %(document_ids)s::text[] IS NULL OR document_id = ANY (%(document_ids)s)
-        ORDER BY document_id, arrival DESC
+        ORDER BY document_id, arrival DESC, version DESC
     ) newest ORDER BY arrival DESC LIMIT %(limit)s
 ) page ORDER BY arrival
 

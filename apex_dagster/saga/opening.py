@@ -73,11 +73,15 @@ def open_sagas(
     return [opened[opening.document.document_id] for opening in openings]
 
 
-def open_successors(ledger: Ledger, sagas: Sequence[Saga], *, run_id: str) -> list[Saga]:
+def open_successors(
+    ledger: Ledger, sagas: Sequence[Saga], *, run_id: str | None, same_arrival: bool = False
+) -> list[Saga]:
     """A new saga, on the newest version, for each compensated one, with the same extraction.
 
     Unique for (predecessor, run): the ops of one re-executed run share them, whichever comes
     first. None for content that has become live, or is under way, in another saga meanwhile.
+    With `same_arrival` it stands for the same submission, which later ones overrule; without, for
+    somebody's wish to have this content now.
     """
     with ledger.transaction() as tx:
         document_ids = sorted({saga.document_id for saga in sagas})
@@ -96,7 +100,13 @@ def open_successors(ledger: Ledger, sagas: Sequence[Saga], *, run_id: str) -> li
             )
         ]
         new = [
-            _NewSaga.of(saga.document_id, None, pointers[saga.document_id], predecessor=saga)
+            _NewSaga.of(
+                saga.document_id,
+                None,
+                pointers[saga.document_id],
+                predecessor=saga,
+                arrival=saga.arrival if same_arrival else None,
+            )
             for saga in missing
         ]
         inserted = _insert_sagas(ledger, tx, new, run_id)
@@ -140,6 +150,7 @@ def _insert_sagas(
         expected_versions=[n.expected_version for n in new],
         content_hashes=[n.content_hash for n in new],
         predecessors=[n.predecessor_saga_id for n in new],
+        arrivals=[n.arrival for n in new],
         run_id=run_id,
         lease_s=ledger.lease_s,
         **versions,
@@ -159,6 +170,7 @@ class _NewSaga:
     content_hash: str
     opening: Opening | None
     predecessor_saga_id: SagaId | None
+    arrival: int | None  # None: it arrives now
 
     @classmethod
     def of(
@@ -167,6 +179,7 @@ class _NewSaga:
         opening: Opening | None,
         pointer: DictRow,
         predecessor: Saga | None = None,
+        arrival: int | None = None,
     ) -> _NewSaga:
         source = predecessor or opening
         assert source is not None
@@ -178,6 +191,7 @@ class _NewSaga:
             content_hash=source.content_hash,
             opening=opening,
             predecessor_saga_id=predecessor.saga_id if predecessor else None,
+            arrival=arrival,
         )
 
 

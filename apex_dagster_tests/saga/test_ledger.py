@@ -114,21 +114,6 @@ def test_the_same_content_joins_the_saga_that_is_under_way(
     assert (batch.alive, batch.unchanged) == ([], [])
 
 
-def test_of_two_sagas_on_one_version_the_second_to_pivot_is_a_conflict(
-    app: Application, unique: str
-) -> None:
-    opened = [
-        app.ingestion.open([submission(unique, edition=edition)], owner="me").alive[0]
-        for edition in (1, 2)
-    ]
-    assert [saga.expected_version for saga in opened] == [None, None]
-    staged = [app.ingestion.stage("redis_write", [saga]).alive for saga in opened]
-    assert app.ingestion.commit(staged[1], owner="me").failed == []
-    [loser] = app.ingestion.commit(staged[0], owner="me").failed
-    assert loser.error is not None
-    assert loser.error["class"] == "version_conflict"
-
-
 def test_a_pivot_waits_for_the_publish_of_what_it_replaces(app: Application, unique: str) -> None:
     [first] = app.ingestion.open([submission(unique)], owner="me").alive
     staged = app.ingestion.stage("redis_write", [first])
