@@ -15,6 +15,7 @@ from apex_dagster.embedded.stack import endpoints
 from apex_dagster.extraction.extract import Extractor
 from apex_dagster.ingestion.inbox import Inbox
 from apex_dagster.ingestion.ingest import Ingestion
+from apex_dagster.ingestion.read import DocumentReader
 from apex_dagster.ingestion.sources import Sources
 from apex_dagster.ingestion.steps import Extractions, StoreStep
 from apex_dagster.migrations.migrate import migrate
@@ -39,6 +40,7 @@ class Application:
     ledger: Ledger
     stores: Mapping[str, Store]  # by name, in the order of the saga
     ingestion: Ingestion
+    reader: DocumentReader
     sources: Sources
     inbox: Inbox
 
@@ -115,6 +117,13 @@ def build(
             extractions=extractions,
             takeovers_max=settings.takeovers_max,
             sweep_orphans=in_order[0].sweep_orphans,
+        ),
+        reader=DocumentReader(
+            snapshots=in_order[1],
+            graphs=in_order[0],
+            points=in_order[2],
+            cache=in_order[3],
+            timeout_s=settings.read_timeout_s,
         ),
         sources=Sources(inbox, document_bytes_max=settings.document_bytes_max),
         inbox=inbox,

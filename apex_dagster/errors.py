@@ -4,6 +4,7 @@ ApexError
 ├── TransientError          the same call may succeed later: retry
 │   ├── StoreUnavailable        refused, shutting down, no connection to be had: the store is down
 │   ├── StoreConflict           deadlock, serialization failure, two writers created one key
+│   ├── IncompleteVersion       a read found no whole version in time: read again, or repair
 │   └── OutcomeUnknown          no answer in time: the write may have landed, or may land yet
 ├── TerminalError           it never will: compensate and report
 │   ├── DocumentRejected        this document is unreadable, empty, too large, malformed
@@ -101,6 +102,15 @@ class CompensationFailed(ApexError):
         steps = "; ".join(f"{step}: {detail}" for step, detail in failures.items())
         super().__init__(f"saga {saga_id} could not be undone ({steps})")
         self.saga_id, self.failures = saga_id, failures
+
+
+class IncompleteVersion(TransientError):
+    """A read found no whole version of the document within its tries: reads were too slow, it was
+    replaced each time, or a store has lost part of it."""
+
+    def __init__(self, document_id: str, detail: str) -> None:
+        super().__init__(f"no whole version of document {document_id!r} could be read: {detail}")
+        self.document_id = document_id
 
 
 class SagaConflict(ApexError):

@@ -63,6 +63,9 @@ class Settings(BaseSettings):
         3, ge=1, description="A saga taken over more often is undone and quarantined."
     )
     grace_s: float = Field(60.0, ge=0, description="Superseded versions stay readable so long.")
+    read_timeout_s: float = Field(
+        10.0, gt=0, description="For one try of a read; keep it below APEX_GRACE_S."
+    )
     cache_ttl_s: int = Field(3600, ge=1, description="Life of a cache entry in Redis.")
 
     # Files

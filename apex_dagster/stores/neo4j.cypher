@@ -116,6 +116,15 @@ RETURN properties(v) AS version,
          RETURN [properties(r), source.key, target.key]
        } AS relations
 
+// read_graph //
+MATCH (v:DocumentVersion {saga_id: $saga_id})
+RETURN properties(v) AS version,
+       COLLECT { MATCH (v)-[m:MENTIONS]->(e) RETURN [properties(m), e.key, e.type] } AS mentions,
+       COLLECT {
+         MATCH (source)-[r:RELATES {saga_id: v.saga_id}]->(target)
+         RETURN [properties(r), source.key, target.key]
+       } AS relations
+
 // count_mentions //
 UNWIND $saga_ids AS saga_id
 MATCH (v:DocumentVersion {saga_id: saga_id})

@@ -45,6 +45,8 @@ from apex_dagster.errors import (
     StoreUnavailable,
 )
 from apex_dagster.records import Publication, Receipt, SagaId, StagedVersion, VersionRef
+from apex_dagster.stores.neo4j_graph import NOTHING, graph_of
+from apex_dagster.stores.reading import Graph
 
 KEY_CHARS_MAX = 2000  # an indexed string has 8,167 bytes at most, and a character up to 4
 
@@ -131,6 +133,12 @@ class Neo4jStore:
             records = run("count_mentions", saga_ids=[ref.saga_id for ref in refs])
             counts = {record["saga_id"]: record["entities"] for record in records}
         return {ref.saga_id: counts.get(ref.saga_id, 0) for ref in refs}
+
+    def read_version(self, ref: VersionRef) -> Graph:
+        """What is held of this saga. Not from one moment: a removal may show half done."""
+        with self._transaction() as run:
+            records = list(run("read_graph", saga_id=ref.saga_id))
+        return graph_of(**records[0].data()) if records else NOTHING
 
     def sweep_orphans(self, limit: int) -> int:
         """Remove up to `limit` entities that nothing mentions or relates; how many went.

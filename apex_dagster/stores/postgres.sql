@@ -97,6 +97,22 @@ FROM item
 -- holdings --
 SELECT saga_id, count(*) FROM apex.chunks WHERE saga_id = ANY (%(saga_ids)s::text[]) GROUP BY saga_id
 
+-- read_snapshot --
+-- Before anything else in its transaction: what follows sees one moment of all tables.
+SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY
+
+-- read_pointer --
+SELECT d.live_saga_id, d.live_version, coalesce(v.title, ''), coalesce(v.collection, ''),
+       coalesce(v.metadata, '{}'), d.content_hash, s.completed_steps
+FROM apex.documents d
+JOIN apex.saga_state s ON s.saga_id = d.live_saga_id
+LEFT JOIN apex.document_versions v ON v.saga_id = d.live_saga_id
+WHERE d.document_id = %(document_id)s
+
+-- read_chunks --
+SELECT ordinal, text, char_start, char_end FROM apex.chunks
+WHERE saga_id = %(saga_id)s ORDER BY ordinal
+
 -- lock_index --
 SELECT pg_advisory_xact_lock(hashtext('apex_dagster.stores.postgres_store'))
 

@@ -17,6 +17,7 @@ from psycopg.types import TypeInfo
 
 from apex_dagster.errors import StageMissing, StoreRejected
 from apex_dagster.records import (
+    Chunk,
     Extraction,
     Publication,
     Receipt,
@@ -35,6 +36,7 @@ from apex_dagster.stores.fitness import (
     text_fault,
 )
 from apex_dagster.stores.postgres_connection import STORE, BoundedConnection, BoundedPool
+from apex_dagster.stores.reading import LiveVersion
 
 _SQL = load_queries("apex_dagster.stores", "postgres.sql")
 _CHUNK_TYPES = ["uuid", "text", "text", "int4", "text", "int4", "int4", "int4", "text", "halfvec"]
@@ -114,6 +116,25 @@ class PostgresStore:
         with self._pool.connection() as connection:
             counts = _counts(connection, "holdings", saga_ids=[ref.saga_id for ref in refs])
         return {ref.saga_id: counts.get(ref.saga_id, 0) for ref in refs}
+
+    def read_live(self, document_id: str) -> LiveVersion | None:
+        """The version that the pointer names, as it is at one moment; None where none is live."""
+        with self._pool.connection() as connection:
+            connection.execute(_SQL["read_snapshot"])
+            pointer = connection.execute(_SQL["read_pointer"], {"document_id": document_id})
+            if (row := pointer.fetchone()) is None:
+                return None
+            saga_id, version, title, collection, metadata, content_hash, receipts = row
+            chunks = connection.execute(_SQL["read_chunks"], {"saga_id": saga_id}).fetchall()
+        return LiveVersion(
+            ref=VersionRef(document_id=document_id, version=version, saga_id=saga_id),
+            title=title,
+            collection=collection,
+            metadata=metadata,
+            content_hash=content_hash,
+            chunks=tuple(Chunk(ordinal=o, text=t, start=s, end=e) for o, t, s, e in chunks),
+            receipts=receipts,
+        )
 
     def ping(self) -> None:
         with self._pool.connection() as connection:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from qdrant_client import models
 
-from apex_dagster.records import Chunk, StagedVersion, item_id
+from apex_dagster.records import Chunk, StagedVersion, VersionRef, item_id
 from apex_dagster.stores.fitness import metadata_json
+from apex_dagster.stores.reading import Points
 
 REQUEST_BYTES_MAX = 8_000_000  # Qdrant's own limit is 32 MB; small ones keep its pauses short
 REQUEST_POINTS_MAX = 500
@@ -43,6 +45,24 @@ def record_hash(record: models.Record) -> bytes:
     floats = struct.pack(f"<{len(vector)}f", *vector).hex()
     canonical = json.dumps([str(record.id), floats, record.payload], sort_keys=True)
     return hashlib.sha256(canonical.encode()).digest()
+
+
+def points_of(records: Sequence[models.Record], *, embedding_dim: int) -> Points:
+    """Stored points of one version, in the order of its chunks."""
+    payloads = [record.payload or {} for record in records]
+    order = sorted(range(len(records)), key=lambda index: payloads[index]["ordinal"])
+    vectors = [records[index].vector for index in order]
+    return Points(
+        refs=frozenset(
+            VersionRef(
+                document_id=each["document_id"], version=each["version"], saga_id=each["saga_id"]
+            )
+            for each in payloads
+        ),
+        items={"chunks": len(records)},
+        texts=tuple(payloads[index]["text"] for index in order),
+        embeddings=np.array(vectors, dtype=np.float32).reshape(len(records), embedding_dim),
+    )
 
 
 def _sized_points(

@@ -28,7 +28,8 @@ from apex_dagster.stores.fitness import (
     text_fault,
 )
 from apex_dagster.stores.qdrant_connection import STORE, ClientPerProcess
-from apex_dagster.stores.qdrant_points import record_hash, request_sized
+from apex_dagster.stores.qdrant_points import points_of, record_hash, request_sized
+from apex_dagster.stores.reading import Points
 
 _SERVER_VERSION_MIN = (1, 18)  # older ones ignore update_mode, and would overwrite committed points
 _INDEXED_FIELDS = ("document_id", "saga_id", "ingestion_status", "collection")
@@ -136,6 +137,13 @@ class QdrantStore:
         return self._or_nothing(
             lambda client: self._counts(client, saga_ids), dict.fromkeys(saga_ids, 0)
         )
+
+    def read_version(self, ref: VersionRef) -> Points:
+        """What is held of this saga. Not from one moment: a removal may show half done."""
+        chosen = models.Filter(must=[_of_sagas([ref.saga_id])])
+        found: list[models.Record] = []
+        records = self._or_nothing(lambda client: list(self._records(client, chosen)), found)
+        return points_of(records, embedding_dim=self._embedding_dim)
 
     def ping(self) -> None:
         with self._server.client() as client:

@@ -41,6 +41,7 @@ from apex_dagster.errors import (
     StoreUnavailable,
 )
 from apex_dagster.records import Extraction, Publication, Receipt, SagaId, StagedVersion, VersionRef
+from apex_dagster.stores.reading import CacheEntry
 
 TEXT_BYTES_MAX = 256 * 1024  # longer texts are read from PostgreSQL; a cache entry stays small
 REQUEST_BYTES_MAX = 16 * 1024 * 1024  # one pipeline; Redis serves nobody else while it reads one
@@ -169,6 +170,20 @@ class RedisStore:
                 for ref in refs
             ),
         )
+
+    def read_version(self, ref: VersionRef) -> CacheEntry | None:
+        """The staged entry of this saga, or else whatever entry the document has at that moment,
+        perhaps of another version; None if it has expired or was evicted."""
+        with self._errors():
+            bodies = self._redis().mget(self._stage_key(ref), self._doc_key(ref))
+        body = next((body for body in bodies if body is not None), None)
+        if body is None:
+            return None
+        entry: dict[str, Any] = orjson.loads(body)
+        found = VersionRef(
+            document_id=entry["document_id"], version=entry["version"], saga_id=entry["saga_id"]
+        )
+        return CacheEntry(refs=frozenset({found}), items={"entries": 1}, body=entry)
 
     def read(self, document_id: str) -> dict[str, Any] | None:
         """The live entry; None if it has expired or was evicted. It is a hit only if its version is

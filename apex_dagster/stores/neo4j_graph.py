@@ -1,0 +1,56 @@
+"""What Neo4j holds of one version, back in the records it was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from apex_dagster.records import Entity, Relation, VersionRef
+from apex_dagster.stores.reading import Graph
+
+NOTHING = Graph(refs=frozenset(), items={"entities": 0, "relations": 0}, entities=(), relations=())
+
+
+def graph_of(
+    version: Mapping[str, Any],
+    mentions: Sequence[Sequence[Any]],
+    relations: Sequence[Sequence[Any]],
+) -> Graph:
+    """`version` holds the node's properties; a mention is [properties, key, type], a relation
+    [properties, source key, target key]."""
+    stamped = [version, *(each[0] for each in (*mentions, *relations))]
+    entities = sorted((_entity(*mention) for mention in mentions), key=lambda entity: entity.key)
+    return Graph(
+        refs=frozenset(
+            VersionRef(
+                document_id=each["document_id"], version=each["version"], saga_id=each["saga_id"]
+            )
+            for each in stamped
+        ),
+        items={"entities": len(mentions), "relations": len(relations)},
+        entities=tuple(entities),
+        relations=tuple(_relation(*relation) for relation in relations),
+    )
+
+
+def _entity(properties: Mapping[str, Any], key: str, entity_type: str) -> Entity:
+    return Entity(
+        key=key,
+        type=entity_type,
+        name=properties["name"],
+        description=properties["description"],
+        aliases=tuple(properties["aliases"]),
+        chunk_ordinals=tuple(properties["chunk_ordinals"]),
+        mentions=properties["mentions"],
+    )
+
+
+def _relation(properties: Mapping[str, Any], source_key: str, target_key: str) -> Relation:
+    return Relation(
+        source_key=source_key,
+        target_key=target_key,
+        type=properties["type"],
+        description=properties["description"],
+        weight=properties["weight"],
+        chunk_ordinal=properties.get("chunk_ordinal"),
+    )
