@@ -11,7 +11,6 @@ ApexError
 │   └── StoreRejected           the store refuses what it was given: wrong dimension, invalid value
 ├── StageMissing            a publish found nothing staged: stage again, then publish
 ├── CompensationFailed      an undo used up its retries: an operator is needed
-├── SagaConflict            the ledger refused a move: someone else holds the saga, or it has ended
 ├── InvalidInput            a caller's argument or setting cannot be used; the message says what can
 └── ServerNotStarted        an embedded server did not come up; the message ends with its log
 """
@@ -111,10 +110,6 @@ class IncompleteVersion(TransientError):
     def __init__(self, document_id: str, detail: str) -> None:
         super().__init__(f"no whole version of document {document_id!r} could be read: {detail}")
         self.document_id = document_id
-
-
-class SagaConflict(ApexError):
-    """The ledger refused a move, because another owner holds the saga or it has already ended."""
 
 
 class InvalidInput(ApexError):

@@ -33,10 +33,3 @@ def configure_logs(*, level: int = logging.INFO) -> None:
     )
     logger = logging.getLogger("apex_dagster")
     logger.setLevel(level)
-
-
-def log_to_stderr() -> None:
-    """For processes that are not Dagster's, which adds handlers of its own."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logging.getLogger("apex_dagster").addHandler(handler)

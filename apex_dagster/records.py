@@ -6,13 +6,12 @@ import unicodedata
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NewType
+from typing import Any, NewType
 
 import numpy as np
 from numpy.typing import NDArray
 
 SagaId = NewType("SagaId", str)  # "ingest_{document_id}_{16 hex digits}"
-IngestionStatus = Literal["staged", "committed", "superseded"]
 
 _ITEM_NAMESPACE = uuid.UUID("6f0f6f5e-2b0c-5d1f-9a43-6a1a0c2b9f11")
 

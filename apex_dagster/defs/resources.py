@@ -12,7 +12,6 @@ from pydantic import Field, SecretStr
 
 from apex_dagster.composition import Application, application
 from apex_dagster.settings import Settings
-from apex_dagster.stores.protocol import Store
 
 _DEFAULT = "Default: the embedded server."
 
@@ -81,10 +80,6 @@ class SagasResource(dg.ConfigurableResource[None]):
         stated = {name: value for store in stores for name, value in store.settings().items()}
         update = {name: value for name, value in stated.items() if value is not None}
         return application(Settings().model_copy(update=update))
-
-    def store(self, name: str) -> Store:
-        """One store's adapter."""
-        return self.application().stores[name]
 
 
 def resources_from_environment() -> dict[str, object]:
