@@ -38,7 +38,7 @@ class Pivoted:
 
     completed: list[Saga]
     conflicts: list[Saga]  # the live version is no longer the one they build on
-    superseded: list[Saga]  # the same, and what is live was submitted after them
+    superseded: list[Saga]  # what is live was submitted after them
     blocked: list[Saga]  # the version they would replace is live, but not published yet
 
 
@@ -172,17 +172,20 @@ class Ledger:
             document_ids = sorted({saga.document_id for saga in held})
             rows = tx.execute(_SQL["lock_documents"], {"document_ids": document_ids}).fetchall()
             pointers = {row["document_id"]: row for row in rows}
-            moved = [
-                s for s in held if pointers[s.document_id]["live_version"] != s.expected_version
-            ]
+            # Also where it builds on that very version: it may have been opened late, to restart.
             superseded = [
-                s for s in moved if (pointers[s.document_id]["live_arrival"] or 0) > s.arrival
+                s for s in held if (pointers[s.document_id]["live_arrival"] or 0) > s.arrival
             ]
-            rest = [s for s in held if s not in moved]
+            conflicts = [
+                s
+                for s in held
+                if s not in superseded
+                and pointers[s.document_id]["live_version"] != s.expected_version
+            ]
+            rest = [s for s in held if s not in superseded and s not in conflicts]
             blocked = [s for s in rest if pointers[s.document_id]["live_is_unpublished"]]
             winners = [s for s in rest if s not in blocked]
             completed = self._point_documents(tx, winners, pointers)
-        conflicts = [s for s in moved if s not in superseded]
         return Pivoted(
             completed=completed, conflicts=conflicts, superseded=superseded, blocked=blocked
         )
