@@ -24,6 +24,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "apex_dagster.cli.quarantine:quarantine",
             "Look at documents whose saga cannot succeed as they are.",
         ),
+        "simulate": (
+            "apex_dagster.cli.simulate:simulate",
+            "Try the saga code under a virtual clock and injected faults.",
+        ),
         "migrate": (
             "apex_dagster.cli.migrate:migrate",
             "Bring the ledger's schema to the newest version.",

@@ -1,0 +1,1 @@
+"""The saga code under a virtual clock, model stores and injected faults: `apex simulate`."""
