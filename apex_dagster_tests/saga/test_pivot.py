@@ -1,0 +1,57 @@
+"""The pivot moves a document's pointer for nobody who may not: looked at in the pointer itself,
+which a refused move of the saga does not protect."""
+
+from __future__ import annotations
+
+import pytest
+
+from apex_dagster.composition import Application
+from apex_dagster.saga.saga import Saga
+from apex_dagster.saga.states import Status
+from apex_dagster_tests.applications import assert_whole
+from apex_dagster_tests.documents import submission
+
+
+@pytest.fixture
+def staged(app: Application, unique: str) -> list[Saga]:
+    """One saga, staged in every store and held by "me"."""
+    opened = app.ingestion.open([submission(unique)], owner="me")
+    return app.ingestion.stage("redis_write", opened.alive).alive
+
+
+def pivot_moves_nothing(app: Application, sagas: list[Saga]) -> bool:
+    pivoted = app.ledger.pivot(sagas, steps=app.engine.step_names)
+    [pointer] = app.ledger.pointers([sagas[0].document_id]).values()
+    return not pivoted.completed and pointer["live_saga_id"] is None
+
+
+def test_a_saga_that_is_being_undone_does_not_become_live(
+    app: Application, staged: list[Saga]
+) -> None:
+    begun = app.compensation.begin([staged[0].saga_id], owner="me")
+    assert [saga.status for saga in begun] == [Status.COMPENSATING]
+    assert pivot_moves_nothing(app, begun)
+
+
+def test_an_owner_that_was_taken_over_makes_nothing_live(
+    app: Application, staged: list[Saga]
+) -> None:
+    [taken] = app.ledger.take_over("other", among=[staged[0].saga_id], dead_owner="me")
+    assert taken.status is Status.IN_PROGRESS
+    assert pivot_moves_nothing(app, staged)
+
+
+def test_a_saga_that_misses_a_store_does_not_become_live(app: Application, unique: str) -> None:
+    opened = app.ingestion.open([submission(unique)], owner="me")
+    staged = app.ingestion.stage("qdrant_write", opened.alive)
+    assert pivot_moves_nothing(app, staged.alive)
+
+
+def test_a_pivot_whose_answer_was_lost_is_published(
+    app: Application, staged: list[Saga], unique: str
+) -> None:
+    app.ledger.pivot(staged, steps=app.engine.step_names)
+    commit = app.engine.commit(staged, owner="me")
+    assert [saga.published_at is not None for saga in commit.completed] == [True]
+    assert commit.failed == []
+    assert_whole(app, unique)
