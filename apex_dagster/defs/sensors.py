@@ -11,6 +11,7 @@ import dagster as dg
 from apex_dagster.defs.jobs import ingest_documents
 from apex_dagster.defs.resources import SagasResource
 from apex_dagster.ingestion.inbox import QUARANTINE, DroppedFile, Inbox, file_hash
+from apex_dagster.saga import audit
 from apex_dagster.saga.saga import Saga
 from apex_dagster.settings import Settings
 
@@ -92,6 +93,8 @@ def recovery_sensor(context: dg.SensorEvaluationContext, sagas: SagasResource) -
             break
     swept = app.ingestion.sweep(limit=100)
     app.inbox.settle(app.ledger)
+    if anchor := audit.anchor(app.ledger):
+        context.log.info(f"audit anchor {anchor.anchor_seq}: {anchor.hash}")
     for saga in finished:
         context.log.warning(f"{saga.saga_id} was left by its owner and is now {saga.status}")
     return dg.SkipReason(f"{len(finished)} sagas finished, {swept} old versions removed")

@@ -156,7 +156,9 @@ def _insert_sagas(
         **versions,
     )
     tx.execute(_SQL["count_versions"], versions)
-    return ledger.advance(states.OPENED, sagas, run_id=run_id, tx=tx)
+    # In the audit log as well: what must be live follows from its events alone.
+    details = {s.saga_id: {"document_id": s.document_id, "version": s.version} for s in sagas}
+    return ledger.advance(states.OPENED, sagas, details=details, run_id=run_id, tx=tx)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

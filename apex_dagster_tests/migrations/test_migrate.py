@@ -12,6 +12,8 @@ from apex_dagster_tests.conftest import run_sql
 
 TABLES = {
     "alembic_version",
+    "audit_anchor",
+    "audit_head",
     "chunks",
     "document_versions",
     "documents",
@@ -105,6 +107,17 @@ def test_the_audit_log_is_append_only(url, connection, statement):
         connection.execute(statement)
     [events] = connection.execute("SELECT count(*) FROM apex.saga_event").fetchone()
     assert events == 1
+
+
+@pytest.mark.parametrize("verb", ["UPDATE {} SET anchor_seq = 2", "DELETE FROM {}", "TRUNCATE {}"])
+def test_anchors_and_their_heads_are_append_only(url, connection, verb):
+    migrate(url)
+    connection.execute("INSERT INTO apex.audit_anchor VALUES (1, '1', 1, now(), '')")
+    connection.execute("INSERT INTO apex.audit_head VALUES ('s', 1, '', 1)")
+    for table in ("apex.audit_head", "apex.audit_anchor"):
+        cascade = " CASCADE" if verb.startswith("TRUNCATE") else ""
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="append-only"):
+            connection.execute(verb.format(table) + cascade)
 
 
 def test_an_open_sagas_content_cannot_be_opened_twice(url, connection):
