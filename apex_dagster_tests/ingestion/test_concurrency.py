@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from apex_dagster.saga.saga import Saga
 from apex_dagster.saga.states import Status
-from apex_dagster_tests.applications import assert_whole
+from apex_dagster_tests.applications import BuildApplication, assert_whole
 from apex_dagster_tests.documents import submission
 
 if TYPE_CHECKING:
@@ -50,8 +50,11 @@ def test_the_earlier_of_two_is_superseded_when_the_later_was_faster(
 
 
 def test_many_writers_of_one_document_leave_the_last_to_arrive(
-    app: Application, unique: str
+    build_application: BuildApplication, unique: str
 ) -> None:
+    # As many attempts as in production: all documents share an entity, so writers do deadlock.
+    app = build_application(step_attempts=5, undo_attempts=8)
+
     def write(edition: int) -> None:
         batch = [submission(unique, edition=edition), submission(f"{unique}-{edition}")]
         app.ingestion.ingest(batch, owner=f"writer-{edition}")
