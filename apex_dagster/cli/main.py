@@ -24,6 +24,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "apex_dagster.cli.quarantine:quarantine",
             "Look at documents whose saga cannot succeed as they are.",
         ),
+        "audit": (
+            "apex_dagster.cli.audit:audit",
+            "Prove that audit log, ledger and stores agree.",
+        ),
         "simulate": (
             "apex_dagster.cli.simulate:simulate",
             "Try the saga code under a virtual clock and injected faults.",
