@@ -5,8 +5,9 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from apex_dagster.saga.opening import open_successors
 from apex_dagster.saga.saga import Saga
-from apex_dagster.saga.states import Status
+from apex_dagster.saga.states import CLAIMED, Status
 from apex_dagster_tests.applications import BuildApplication, assert_whole
 from apex_dagster_tests.documents import submission
 
@@ -70,3 +71,20 @@ def test_many_writers_of_one_document_leave_the_last_to_arrive(
     assert_whole(app, unique)
     for edition in range(1, 13):
         assert_whole(app, f"{unique}-{edition}")
+
+
+def test_a_restart_does_not_replace_what_arrived_after_it(app: Application, unique: str) -> None:
+    first, second = staged(app, unique, 1), staged(app, unique, 2)
+    app.ingestion.commit(first, owner="me")
+    app.compensation.compensate([second[0].saga_id], owner="me")
+    app.ingestion.commit(staged(app, unique, 3), owner="me")
+    live = app.ledger.pointers([unique])[unique]["live_saga_id"]
+
+    loser = app.ledger.sagas([second[0].saga_id])
+    restarted = open_successors(app.ledger, loser, run_id=None, same_arrival=True)
+    claimed = app.engine.move(CLAIMED, restarted, owner="me")
+    outcome = app.ingestion.commit(claimed, owner="me")
+    [superseded] = outcome.failed
+    assert superseded.error is not None
+    assert superseded.error["class"] == "superseded"
+    assert app.ledger.pointers([unique])[unique]["live_saga_id"] == live
