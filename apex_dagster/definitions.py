@@ -5,6 +5,7 @@ import dagster as dg
 from apex_dagster.defs.assets import documents
 from apex_dagster.defs.jobs import compensate_documents, ingest_documents
 from apex_dagster.defs.resources import resources_from_environment
+from apex_dagster.defs.run_sensors import cancelled_run_sensor, failed_run_sensor
 from apex_dagster.defs.sensors import inbox_sensor, recovery_sensor
 from apex_dagster.logs import configure_logs
 
@@ -13,6 +14,6 @@ configure_logs()
 defs = dg.Definitions(
     assets=[documents],
     jobs=[ingest_documents, compensate_documents],
-    sensors=[inbox_sensor, recovery_sensor],
+    sensors=[inbox_sensor, recovery_sensor, failed_run_sensor, cancelled_run_sensor],
     resources=resources_from_environment(),
 )

@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     retry_base_s: float = Field(0.1, gt=0, description="Full-jitter back-off starts here.")
     retry_delay_s_max: float = Field(5.0, gt=0, description="Longest wait between two tries.")
     lease_s: float = Field(60.0, gt=0, description="An owner silent for so long is taken over.")
+    saga_bound_s: float = Field(
+        60.0, gt=0, description="A saga still open so long after its lease ran out is an error."
+    )
     takeovers_max: int = Field(
         3, ge=1, description="A saga taken over more often is undone and quarantined."
     )

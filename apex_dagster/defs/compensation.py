@@ -29,6 +29,8 @@ from apex_dagster.saga.saga import Failure
 from apex_dagster.saga.states import OPEN, Status
 
 JOB_NAME = "compensate_documents"
+FIRST_OP = "redis_compensate"
+NOTHING_LEFT = "unchanged"  # the status of a run that came too late: others had ended its sagas
 
 
 class CompensateConfig(dg.Config):
@@ -40,6 +42,11 @@ class CompensateConfig(dg.Config):
     error_class: str = Field(default="requested", description="For sagas that have no error yet.")
     reason: str = Field(
         default="compensation was requested", description="For sagas that have no error yet."
+    )
+    dead_owners: list[str] = Field(
+        default=[],
+        description='Owners whose runs have ended, as "run:RUN_ID": undo only what they or nobody '
+        "holds, without waiting for their leases.",
     )
 
 
@@ -54,7 +61,10 @@ def redis_compensate(
     """Claim the sagas, so that no one else moves them, and remove what is staged in Redis."""
     failure = Failure(error_class=config.error_class, step=None, message=config.reason)
     claimed = sagas.application().compensation.begin(
-        config.saga_ids, owner=owner_of(context.run_id), failure=failure
+        config.saga_ids,
+        owner=owner_of(context.run_id),
+        failure=failure,
+        dead_owners=config.dead_owners,
     )
     context.add_output_metadata({"claimed": len(claimed), "asked for": len(config.saga_ids)})
     return _undo(context, sagas, "redis_write", [saga.saga_id for saga in claimed])
@@ -94,8 +104,10 @@ def close_sagas(context: dg.OpExecutionContext, sagas: SagasResource, saga_ids: 
     for saga in ended:
         context.log_event(observation(saga))
     failed = [saga for saga in ended if saga.status is Status.FAILED]
-    status = "failed" if failed else "compensated"
+    status = "failed" if failed else "compensated" if saga_ids else NOTHING_LEFT
     context.instance.add_run_tags(context.run_id, {STATUS_TAG: status})
+    if saga_ids:
+        _tag_ended_runs(context.instance, context.run, status)
     table = {"documents": outcome_table(ended, {})}
     if failed:
         raise dg.Failure(
@@ -105,6 +117,19 @@ def close_sagas(context: dg.OpExecutionContext, sagas: SagasResource, saga_ids: 
             allow_retries=False,
         )
     context.add_output_metadata(table)
+
+
+def _tag_ended_runs(instance: dg.DagsterInstance, run: dg.DagsterRun, status: str) -> None:
+    """Link the run that was compensated to this one; if that was a compensation too, the run before
+    it as well. Only runs that have ended: one that has not writes its own tags."""
+    compensation_run_id = run.run_id
+    while run_id := run.tags.get(COMPENSATES_TAG):
+        compensated = instance.get_run_by_id(run_id)
+        if compensated is None or not compensated.is_finished:
+            return
+        tags = {STATUS_TAG: status, COMPENSATION_RUN_TAG: compensation_run_id}
+        instance.add_run_tags(run_id, tags)
+        run = compensated
 
 
 def compensate_in_linked_run(
@@ -120,10 +145,10 @@ def compensate_in_linked_run(
     tags = {COMPENSATES_TAG: run.run_id, STATUS_TAG: "compensating"}
     if len(saga_ids) == 1:
         tags[ID_TAG] = saga_ids[0]
-    config = {"saga_ids": list(saga_ids), "error_class": error_class, "reason": reason}
+    config = CompensateConfig(saga_ids=list(saga_ids), error_class=error_class, reason=reason)
     compensation = instance.create_run_for_job(
         recon_job.get_definition(),
-        run_config={"ops": {"redis_compensate": {"config": config}}},
+        run_config=run_config(config),
         tags=tags,
         parent_run_id=run.run_id,
         root_run_id=run.root_run_id or run.run_id,
@@ -139,6 +164,11 @@ def compensate_in_linked_run(
     thread.start()
     thread.join()
     return instance.get_run_by_id(compensation.run_id) or compensation
+
+
+def run_config(config: CompensateConfig) -> dict[str, object]:
+    """The configuration of a run of `compensate_documents`."""
+    return {"ops": {FIRST_OP: {"config": config.model_dump()}}}
 
 
 def _reconstructable_job(run: dg.DagsterRun) -> ReconstructableJob:

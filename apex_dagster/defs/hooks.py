@@ -3,7 +3,7 @@
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
-from apex_dagster.defs.compensation import compensate_in_linked_run, open_sagas_of
+from apex_dagster.defs.compensation import NOTHING_LEFT, compensate_in_linked_run, open_sagas_of
 from apex_dagster.defs.resources import SagasResource
 from apex_dagster.defs.run import STATUS_TAG
 
@@ -30,7 +30,8 @@ def compensate_sagas(context: dg.HookContext) -> None:
         reason="the run was cancelled" if cancelled else str(context.op_exception),
     )
     status = compensation.tags.get(STATUS_TAG, "compensating")
-    instance.add_run_tags(run.run_id, {STATUS_TAG: status})
+    if status != NOTHING_LEFT:
+        instance.add_run_tags(run.run_id, {STATUS_TAG: status})
 
 
 def _was_cancelled(error: BaseException | None) -> bool:

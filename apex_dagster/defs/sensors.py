@@ -11,6 +11,7 @@ import dagster as dg
 from apex_dagster.defs.jobs import ingest_documents
 from apex_dagster.defs.resources import SagasResource
 from apex_dagster.ingestion.inbox import QUARANTINE, DroppedFile, Inbox, file_hash
+from apex_dagster.ingestion.overdue import report_overdue
 from apex_dagster.saga import audit
 from apex_dagster.saga.saga import Saga
 from apex_dagster.settings import Settings
@@ -97,7 +98,15 @@ def recovery_sensor(context: dg.SensorEvaluationContext, sagas: SagasResource) -
         context.log.info(f"audit anchor {anchor.anchor_seq}: {anchor.hash}")
     for saga in finished:
         context.log.warning(f"{saga.saga_id} was left by its owner and is now {saga.status}")
-    return dg.SkipReason(f"{len(finished)} sagas finished, {swept} old versions removed")
+    overdue = report_overdue(app.ledger, bound_s=app.settings.saga_bound_s)
+    for saga in overdue:
+        context.log.error(
+            f"{saga.saga_id} is {saga.status} still, {app.settings.saga_bound_s:g} s after its "
+            "lease ran out: `apex saga recover` shows why"
+        )
+    return dg.SkipReason(
+        f"{len(finished)} sagas finished, {swept} old versions removed, {len(overdue)} overdue"
+    )
 
 
 def _requests(

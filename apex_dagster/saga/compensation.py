@@ -50,23 +50,29 @@ class Compensation:
         *,
         owner: str,
         failure: Failure | None = None,
-        run_id: str | None = None,
+        dead_owners: Sequence[str] = (),
     ) -> list[Saga]:
         """Claim sagas for compensation, fencing off whoever held them.
 
         Takes those pending, in progress or failed, those already claimed by `owner`, and those
         whose compensation was left by an owner that is silent. `failure` is the reason for sagas
         that have none yet.
+
+        With `dead_owners`, whose runs have ended, takes only what they or nobody holds, and waits
+        for no lease of theirs: whoever holds another of the sagas is alive, and will end it.
         """
         ledger = self._engine.ledger
         found = ledger.sagas(saga_ids)
+        if dead_owners:
+            found = [s for s in found if s.lease_owner in (None, owner, *dead_owners)]
         mine = [s for s in found if s.status is Status.COMPENSATING and s.lease_owner == owner]
         left = [
             s.saga_id for s in found if s.status is Status.COMPENSATING and s.lease_owner != owner
         ]
         mine += [
             saga
-            for saga in ledger.take_over(owner, among=left)
+            for dead_owner in dead_owners or (None,)
+            for saga in ledger.take_over(owner, among=left, dead_owner=dead_owner)
             if saga.status is Status.COMPENSATING
         ]
         pending = [saga for saga in found if saga.status is Status.PENDING]

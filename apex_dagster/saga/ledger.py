@@ -361,6 +361,11 @@ class Ledger:
         """The sagas a Dagster run drives or drove last, by arrival."""
         return [saga_of(row) for row in self._rows("sagas_of_run", run_id=run_id)]
 
+    def overdue_sagas(self, *, bound_s: float, limit: int = 100) -> list[Saga]:
+        """Open work whose lease ran out more than `bound_s` ago, the longest first."""
+        rows = self._rows("overdue_sagas", bound_s=bound_s, limit=limit)
+        return [saga_of(row) for row in rows]
+
     def list_sagas(
         self,
         *,

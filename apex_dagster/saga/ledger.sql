@@ -181,6 +181,14 @@ SELECT * FROM apex.saga_state WHERE saga_id = ANY (%(saga_ids)s) ORDER BY saga_i
 -- sagas_of_run --
 SELECT * FROM apex.saga_state WHERE run_id = %(run_id)s ORDER BY arrival
 
+-- overdue_sagas --
+-- Those that nobody drives although their lease ran out longer ago than recovery may take.
+SELECT * FROM apex.saga_state
+WHERE lease_expires_at < clock_timestamp() - %(bound_s)s::double precision * interval '1 second'
+  AND (status IN ('pending', 'in_progress', 'compensating')
+       OR (status = 'completed' AND published_at IS NULL))
+ORDER BY lease_expires_at LIMIT %(limit)s
+
 -- list_sagas --
 SELECT * FROM apex.saga_state
 WHERE (%(statuses)s::text[] IS NULL OR status = ANY (%(statuses)s))
