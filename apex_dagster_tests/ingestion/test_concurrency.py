@@ -88,3 +88,17 @@ def test_a_restart_does_not_replace_what_arrived_after_it(app: Application, uniq
     assert superseded.error is not None
     assert superseded.error["class"] == "superseded"
     assert app.ledger.pointers([unique])[unique]["live_saga_id"] == live
+
+
+def test_content_that_is_live_is_new_again_while_other_content_is_under_way(
+    app: Application, unique: str
+) -> None:
+    """A is live, B under way, A comes again: it has to end with A."""
+    app.ingestion.commit(staged(app, unique, 1), owner="me")
+    between = staged(app, unique, 2)
+    again = staged(app, unique, 1)
+    assert len(again) == 1
+    app.ingestion.commit(between, owner="me")
+    app.ingestion.commit(again, owner="me")
+    pointer = app.ledger.pointers([unique])[unique]
+    assert pointer["content_hash"] == again[0].content_hash

@@ -81,6 +81,13 @@ def test_events_are_hash_chained_also_when_many_append_at_once(
         assert tx.execute(CHAIN).fetchone() == {"bool_and": True}
 
 
+def test_the_hash_of_an_event_depends_on_the_one_before_it(app: Application) -> None:
+    hash_of = "SELECT apex.event_hash(%s, 's', 1, 'e', NULL, 'pending', 0, NULL, '{}', 'epoch')"
+    with app.ledger.transaction() as tx:
+        hashes = [tx.execute(hash_of, [previous]).fetchone() for previous in (b"a", b"b")]
+    assert hashes[0] != hashes[1]
+
+
 @pytest.mark.parametrize(
     "statement",
     [
