@@ -242,10 +242,13 @@ class Ingestion:
         sweeps = self.ledger.due_sweeps(limit=limit)
         if not sweeps:
             return 0
+        refs = [sweep.ref for sweep in sweeps]
         for step in self.engine.steps:
-            removed = step.discard([sweep.ref for sweep in sweeps])
+            # Beside publishing, Neo4j reports deadlocks: one locks edges, the other their nodes.
+            removed = self.engine.retried(partial(step.discard, refs), f"discard {step.name}")
             log.info("swept", step_name=step.name, items=sum(removed.values()))
-        log.info("orphans_swept", entities=self._sweep_orphans(_ORPHANS_MAX))
+        orphans = partial(self._sweep_orphans, _ORPHANS_MAX)
+        log.info("orphans_swept", entities=self.engine.retried(orphans, "sweep_orphans"))
         self.ledger.finish_sweeps(sweeps)
         return len(sweeps)
 

@@ -195,7 +195,7 @@ class SagaEngine:
     def _pivot(self, sagas: Sequence[Saga]) -> Pivoted:
         if not sagas:
             return Pivoted(completed=[], conflicts=[], superseded=[], blocked=[])
-        return self._retried(lambda: self.ledger.pivot(sagas, steps=self.step_names), "pivot")
+        return self.retried(lambda: self.ledger.pivot(sagas, steps=self.step_names), "pivot")
 
     def _fail_at_pivot(
         self, sagas: Sequence[Saga], failure_of: Callable[[Saga], Failure]
@@ -213,7 +213,7 @@ class SagaEngine:
         rest = [saga.saga_id for saga in sagas if saga.saga_id not in known]
         if not rest:
             return list(completed)
-        held = self._retried(lambda: self.ledger.held(rest, owner=owner), "held")
+        held = self.retried(lambda: self.ledger.held(rest, owner=owner), "held")
         return [*completed, *(saga for saga in held if saga.status is Status.COMPLETED)]
 
     def _finish_predecessors(self, blocked: Sequence[Saga], *, owner: str) -> None:
@@ -234,7 +234,7 @@ class SagaEngine:
             return []
         begun = time.perf_counter()
         # What is not live any more was published by whoever replaced it, or it could not have been.
-        live = self._retried(lambda: self.ledger.publications(completed), "publications")
+        live = self.retried(lambda: self.ledger.publications(completed), "publications")
         unfinished = {publication.ref.saga_id for publication in live}
         for step in self.steps:
             live = self._publish_step(step, live, completed)
@@ -244,7 +244,7 @@ class SagaEngine:
         done = [saga for saga in completed if saga.saga_id not in unfinished]
         duration_ms = (time.perf_counter() - begun) * 1000
         sweep_after_s = tuple(self._grace_s + more for more in (0.0, *SWEEP_AGAIN_S))
-        published = self._retried(
+        published = self.retried(
             lambda: self.ledger.close_published(
                 done, sweep_after_s=sweep_after_s, duration_ms=duration_ms
             ),
@@ -306,9 +306,10 @@ class SagaEngine:
         """
         if not sagas:
             return []
-        return self._retried(lambda: self.ledger.advance(move, sagas, **more), move.event)
+        return self.retried(lambda: self.ledger.advance(move, sagas, **more), move.event)
 
-    def _retried(self, operation: Callable[[], T], name: str) -> T:
+    def retried(self, operation: Callable[[], T], name: str) -> T:
+        """`operation`, repeated after transient errors as patiently as a saga step."""
         return call_with_retry(operation, self._retry, name=name)
 
 

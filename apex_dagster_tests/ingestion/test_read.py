@@ -82,7 +82,8 @@ def test_readers_see_only_whole_versions_that_were_live_while_they_read(
 ) -> None:
     # The grace is longer than a read may take: that is what makes one snapshot enough.
     times = {"lease_s": 0.5, "grace_s": 3.0, "read_timeout_s": 2.0}
-    app, reading = build_application(**times), build_application(**times)
+    patience = {"step_attempts": 5, "undo_attempts": 8}  # Neo4j resolves deadlocks by errors
+    app, reading = build_application(**times, **patience), build_application(**times)
     document_ids = [f"{unique}-{index}" for index in range(5)]
     load = Load(app, document_ids, shared=unique)
     with caplog.at_level(logging.WARNING, "apex_dagster.ingestion.read"):
