@@ -25,7 +25,7 @@ _SEED_MAX = 2**32
 @click.option("--trace", is_flag=True, help="Print all that happens; for one seed.")
 @click.pass_context
 def simulate(ctx: click.Context, seeds: int, seed: int | None, trace: bool) -> None:
-    """Run the saga code under a virtual clock, model stores and injected faults.
+    """Try the saga code under a virtual clock, with model stores and injected faults.
 
     Needs no server. Every seed replays exactly. Exits with 1 when a promise was broken, and prints
     the seeds that show it.

@@ -191,25 +191,24 @@ class Ledger:
         )
 
     def _point_documents(
-        self,
-        tx: Transaction,
-        winners: Sequence[Saga],
-        pointers: Mapping[str, DictRow],
+        self, tx: Transaction, winners: Sequence[Saga], pointers: Mapping[str, DictRow]
     ) -> list[Saga]:
-        tx.execute(
-            _SQL["point_documents"],
-            {
-                "document_ids": [saga.document_id for saga in winners],
-                "versions": [saga.version for saga in winners],
-                "saga_ids": [saga.saga_id for saga in winners],
-                "content_hashes": [saga.content_hash for saga in winners],
-            },
-        )
+        """Complete the sagas, then move the pointers of those that really were completed."""
         replaced = {
             saga.saga_id: {"replaces_saga_id": pointers[saga.document_id]["live_saga_id"]}
             for saga in winners
         }
-        return self.advance(states.COMPLETED, winners, details=replaced, tx=tx)
+        completed = self.advance(states.COMPLETED, winners, details=replaced, tx=tx)
+        tx.execute(
+            _SQL["point_documents"],
+            {
+                "document_ids": [saga.document_id for saga in completed],
+                "versions": [saga.version for saga in completed],
+                "saga_ids": [saga.saga_id for saga in completed],
+                "content_hashes": [saga.content_hash for saga in completed],
+            },
+        )
+        return completed
 
     # -- ownership -------------------------------------------------------------------------------
 
