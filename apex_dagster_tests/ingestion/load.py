@@ -16,6 +16,7 @@ from apex_dagster.ingestion.read import DocumentReader
 from apex_dagster.records import VersionRef
 from apex_dagster.saga.failpoints import SimulatedCrash, armed
 from apex_dagster.saga.states import Status
+from apex_dagster.stores.reading import LiveVersion, SnapshotReader
 from apex_dagster_tests.ingestion.contents import edition, seen, submitted
 from apex_dagster_tests.ingestion.history import Pivot, Read
 
@@ -31,6 +32,18 @@ FAULTS = (
 EVENTS = ("crashes", "recovered", "swept", Status.COMPLETED, Status.COMPENSATED)
 PATIENCE_S = 60.0  # on a machine that has much else to do
 OPEN = (Status.PENDING, Status.IN_PROGRESS, Status.COMPENSATING)
+
+
+class SlowSnapshots:
+    """Gives a reader its snapshot late, so that much is written before it asks the other stores."""
+
+    def __init__(self, snapshots: SnapshotReader, *, delay_s_max: float) -> None:
+        self._snapshots, self._delay_s_max = snapshots, delay_s_max
+
+    def read_live(self, document_id: str) -> LiveVersion | None:
+        live = self._snapshots.read_live(document_id)
+        time.sleep(random.uniform(0.0, self._delay_s_max))
+        return live
 
 
 class Load:
