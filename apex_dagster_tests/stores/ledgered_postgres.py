@@ -30,13 +30,17 @@ class LedgerRows:
             "INSERT INTO apex.documents (document_id) VALUES (%s) ON CONFLICT DO NOTHING",
             [ref.document_id],
         )
+        # Two statements: DO UPDATE watches one unique index, and threads that open the same saga at
+        # once meet in the other.
         self.connection.execute(
             "INSERT INTO apex.saga_state"
             " (saga_id, kind, document_id, version, content_hash, status)"
-            " VALUES (%s, 'ingest', %s, %s, %s, %s)"
-            " ON CONFLICT (saga_id) DO UPDATE SET status = excluded.status"
-            " WHERE saga_state.status <> 'completed'",
+            " VALUES (%s, 'ingest', %s, %s, %s, %s) ON CONFLICT DO NOTHING",
             [ref.saga_id, ref.document_id, ref.version, ref.saga_id, status],
+        )
+        self.connection.execute(
+            "UPDATE apex.saga_state SET status = %s WHERE saga_id = %s AND status <> 'completed'",
+            [status, ref.saga_id],
         )
 
     def pivot(self, ref: VersionRef) -> None:
