@@ -12,6 +12,7 @@ app                 the application over them (apex_dagster_tests/applications.p
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import subprocess
@@ -32,9 +33,18 @@ pytest_plugins = ["apex_dagster_tests.applications"]
 
 ROOT = pytest.StashKey[Path]()
 WATCHDOG = pytest.StashKey[subprocess.Popen[bytes]]()
-TEMPLATE = "migrated_template"
 
 PrivateServerFactory = Callable[[str], PrivateServer]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """For whoever runs a few tests again and again: starting four servers takes longer."""
+    parser.addoption(
+        "--servers-home",
+        type=Path,
+        help="Use the servers of this folder, which are started if need be and stay up: end them "
+        "with `APEX_HOME=FOLDER apex down`.",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -73,11 +83,12 @@ def servers_root(pytestconfig: pytest.Config) -> Path:
 
 
 @pytest.fixture(scope="session")
-def stack(servers_root: Path) -> Endpoints:
+def stack(pytestconfig: pytest.Config, servers_root: Path) -> Endpoints:
     """Four real servers, started once a session whichever worker asks first."""
     from apex_dagster.embedded.stack import Stack
 
-    return Stack(servers_root / "shared").ensure()
+    kept: Path | None = pytestconfig.getoption("--servers-home")
+    return Stack(kept or servers_root / "shared").ensure()
 
 
 @pytest.fixture(scope="session")
@@ -86,14 +97,15 @@ def migrated_template(stack: Endpoints, servers_root: Path) -> str:
     from: a clone takes 50 ms, the migrations far longer."""
     from apex_dagster.migrations.migrate import migrate
 
+    template = f"migrated_{migrations_digest()}"
     with FileLock(servers_root / "template.lock"):
-        if not database_exists(stack, TEMPLATE):
-            unfinished = f"{TEMPLATE}_unfinished"
+        if not database_exists(stack, template):
+            unfinished = f"{template}_unfinished"
             run_sql(stack, f"DROP DATABASE IF EXISTS {unfinished}")
             run_sql(stack, f"CREATE DATABASE {unfinished}")
             migrate(stack.postgres_database(unfinished).get_secret_value())
-            run_sql(stack, f"ALTER DATABASE {unfinished} RENAME TO {TEMPLATE}")
-    return TEMPLATE
+            run_sql(stack, f"ALTER DATABASE {unfinished} RENAME TO {template}")
+    return template
 
 
 @pytest.fixture
@@ -166,6 +178,17 @@ def run_sql(stack: Endpoints, statement: str) -> None:
     url = stack.postgres_database("postgres").get_secret_value()
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(statement.encode())
+
+
+def migrations_digest() -> str:
+    """Servers that are kept may hold a template of other migrations."""
+    from importlib.resources import files
+
+    digest = hashlib.sha256()
+    for entry in sorted(files("apex_dagster.migrations.versions").iterdir(), key=lambda e: e.name):
+        if entry.is_file():
+            digest.update(entry.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def database_exists(stack: Endpoints, name: str) -> bool:
