@@ -4,12 +4,19 @@ pays for sagas and stores, not for language models. The code they pass through i
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from apex_dagster.extraction.content_hash import content_hash
+from apex_dagster.ingestion.codec import pack
 from apex_dagster.ingestion.ingest import Submission
 from apex_dagster.records import Document
+from apex_dagster.saga.opening import Opening, open_sagas
+from apex_dagster.saga.saga import Saga
+
+if TYPE_CHECKING:  # costs seconds
+    from apex_dagster.composition import Application
 
 DIM = 384
 
@@ -64,3 +71,21 @@ def submission(document_id: str, **fields: Any) -> Submission:
 def submissions(prefix: str, count: int, **fields: Any) -> list[Submission]:
     """Several documents with ids `prefix`-0, `prefix`-1, ..."""
     return [submission(f"{prefix}-{index}", **fields) for index in range(count)]
+
+
+def open_pending(
+    app: Application, document_id: str, *, run_id: str | None = None, **fields: Any
+) -> Saga:
+    """A saga of such a document that nobody drives yet, its extraction stored, as the API opens it
+    (or, with `run_id`, as a run does)."""
+    prepared = document(document_id, **fields)
+    opening = Opening(
+        document=prepared,
+        content_hash=content_hash(prepared),
+        body_hash="",
+        client="test",
+        body=pack(app.ingestion._extractor.extract(prepared)),
+    )
+    [opened] = open_sagas(app.ledger, [opening], run_id=run_id)
+    assert opened.disposition == "opened"
+    return opened.saga

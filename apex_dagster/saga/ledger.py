@@ -23,6 +23,7 @@ from apex_dagster.records import Document, Publication, SagaId, VersionRef
 from apex_dagster.saga import states
 from apex_dagster.saga.saga import Saga
 from apex_dagster.saga.states import Move, Status
+from apex_dagster.saga.wakeup import announce_ended
 from apex_dagster.sql import load_queries
 
 _SQL = load_queries("apex_dagster.saga", "ledger.sql")
@@ -135,7 +136,7 @@ class Ledger:
                     tx=tx,
                 )
         found = details or {}
-        return _sagas(
+        moved = _sagas(
             tx,
             "advance",
             saga_ids=[saga.saga_id for saga in sagas],
@@ -153,6 +154,9 @@ class Ledger:
             run_id=run_id,
             lease_s=self.lease_s,
         )
+        if move in _ENDS:
+            announce_ended(tx, [saga.saga_id for saga in moved])
+        return moved
 
     def pivot(self, sagas: Sequence[Saga], *, steps: Sequence[str]) -> Pivoted:
         """Make the versions live, all in one transaction; what cannot be is that document's only.
@@ -417,6 +421,10 @@ class Ledger:
         with self.transaction() as tx:
             return tx.execute(_SQL[query], values).fetchall()
 
+
+# After one of these whoever waits for a saga has its answer. A completed one counts once the stores
+# were told, or could not be: a pivot alone is no news to wait for.
+_ENDS = (states.PUBLISHED, states.PUBLISH_FAILED, states.COMPENSATED, states.FAILED)
 
 _TAKE_OVER = {
     Status.PENDING: states.CLAIMED,

@@ -14,7 +14,7 @@ from apex_dagster.sql import load_queries
 
 _NAMES = {
     text: f"{file}:{name}"
-    for file in ("ledger", "opening")
+    for file in ("ledger", "opening", "wakeup")
     for name, text in load_queries("apex_dagster.saga", f"{file}.sql").items()
 }
 
