@@ -7,7 +7,7 @@ and a request each ask for the application and get the same one.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from threading import Lock
 
@@ -23,6 +23,7 @@ from apex_dagster.saga.compensation import Compensation
 from apex_dagster.saga.engine import SagaEngine
 from apex_dagster.saga.ledger import Ledger
 from apex_dagster.saga.retry import RetryPolicy
+from apex_dagster.saga.step import SagaStep
 from apex_dagster.settings import Endpoints, Settings
 from apex_dagster.stores.neo4j_store import Neo4jStore
 from apex_dagster.stores.postgres_store import PostgresStore
@@ -84,16 +85,18 @@ def build(
     servers: Endpoints,
     *,
     extractor: Extractor | None = None,
+    ledger: Ledger | None = None,
+    around_step: Callable[[SagaStep], SagaStep] = lambda step: step,
 ) -> Application:
-    """Wire everything up for the given servers."""
+    """Wire everything up for the given servers. `ledger` and `around_step` are for measuring."""
     migrate(servers.postgres_url.get_secret_value())
     in_order = _stores(settings, servers)
     stores: dict[str, Store] = {store.name: store for store in in_order}
-    ledger = Ledger(servers.postgres_url.get_secret_value(), lease_s=settings.lease_s)
+    ledger = ledger or Ledger(servers.postgres_url.get_secret_value(), lease_s=settings.lease_s)
     extractions = Extractions(ledger)
     engine = SagaEngine(
         ledger,
-        [StoreStep(store, extractions) for store in stores.values()],
+        [around_step(StoreStep(store, extractions)) for store in stores.values()],
         retry=_policy(settings, settings.step_attempts, settings.step_timeout_s),
         lease_s=settings.lease_s,
         grace_s=settings.grace_s,

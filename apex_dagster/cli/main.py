@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "apex_dagster.cli.simulate:simulate",
             "Try the saga code under a virtual clock and injected faults.",
         ),
+        "bench": ("apex_dagster.cli.bench:bench", "Measure what documents cost, and why."),
         "migrate": (
             "apex_dagster.cli.migrate:migrate",
             "Bring the ledger's schema to the newest version.",

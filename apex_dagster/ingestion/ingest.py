@@ -51,6 +51,7 @@ class Submission:
     client: str = "shell"
     body_hash: str | None = None  # of the file it came in; default: of the document's content
     rejection: str | None = None
+    extraction: Extraction | None = None  # of a document that comes with one; else extracted here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +119,9 @@ class Ingestion:
         opened = open_sagas(self.ledger, openings, run_id=run_id)
         reach("opened")
         fresh = _sagas(opened, "opened")
+        for saga in fresh:
+            if (extraction := newest[saga.document_id].extraction) is not None:
+                self._extractions.keep(saga.saga_id, extraction)
         claimed = self.engine.move(CLAIMED, fresh, owner=owner)
         joined = _sagas(opened, "joined")
         taken = self._adopt(joined, owner=owner, run_id=run_id, dead_owner=dead_owner)
@@ -264,12 +268,13 @@ class Ingestion:
 
 
 def _opening(submission: Submission) -> Opening:
-    document = submission.document
+    document, extraction = submission.document, submission.extraction
     return Opening(
         document=document,
-        content_hash=content_hash(document),
+        content_hash=extraction.content_hash if extraction else content_hash(document),
         body_hash=submission.body_hash or hashlib.sha256(document.content).hexdigest(),
         client=submission.client,
+        body=pack(extraction) if extraction else None,
     )
 
 
