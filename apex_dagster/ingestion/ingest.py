@@ -23,14 +23,20 @@ from apex_dagster.saga.compensation import Compensation
 from apex_dagster.saga.engine import VERSION_CONFLICT, Commit, SagaEngine, Staging
 from apex_dagster.saga.failpoints import reach
 from apex_dagster.saga.ledger import Ledger
-from apex_dagster.saga.opening import Opened, Opening, open_sagas, open_successors
+from apex_dagster.saga.opening import (
+    Opened,
+    Opening,
+    open_sagas,
+    open_successors,
+    used_up_restarts,
+    waiting_restarts,
+)
 from apex_dagster.saga.recovery import Recovery
 from apex_dagster.saga.saga import Failure, Saga
 from apex_dagster.saga.states import CLAIMED, ENDED, Status
 
 log = structlog.get_logger(__name__)
 
-_RESTARTS_MAX = 10  # of a saga that finds another version live; each time somebody else has won
 _ORPHANS_MAX = 10_000  # entities a sweep removes at most: they stay locked until it commits
 
 
@@ -209,32 +215,22 @@ class Ingestion:
         submitted later. So of several submissions the last one wins, whoever is faster.
         """
         outcome = self._commit_once(sagas, owner=owner)
-        completed, failed = outcome.completed, outcome.failed
-        for _ in range(_RESTARTS_MAX):
-            losers = [s for s in failed if s.error and s.error["class"] == VERSION_CONFLICT]
-            if not losers:
-                break
+        completed, failed = outcome.completed, list[Saga]()
+        while losers := _losers(outcome.failed):
+            failed += [saga for saga in outcome.failed if saga not in losers]
+            failed += used_up_restarts(self.ledger, losers)
             undo_losers = undo or partial(self._undo, owner=owner)
             undo_losers(losers)
-            outcome = self._commit_once(self._restart(losers, owner, run_id), owner=owner)
-            failed = [saga for saga in failed if saga not in losers] + outcome.failed
+            restarted = waiting_restarts(self.ledger, losers)
+            claimed = self.engine.move(CLAIMED, restarted, owner=owner, run_id=run_id)
+            outcome = self._commit_once(claimed, owner=owner)
             completed = completed + outcome.completed
-        return Commit(completed=completed, failed=failed)
+        return Commit(completed=completed, failed=failed + outcome.failed)
 
     def _commit_once(self, sagas: Sequence[Saga], *, owner: str) -> Commit:
         staging = self.stage(self.engine.step_names[-1], sagas)
         commit = self.engine.commit(staging.alive, owner=owner)
         return Commit(completed=commit.completed, failed=staging.failed + commit.failed)
-
-    def _restart(self, losers: Sequence[Saga], owner: str, run_id: str | None) -> list[Saga]:
-        """Successors of those that are undone by now; the others wait for an operator."""
-        undone = [
-            saga
-            for saga in self.ledger.sagas([saga.saga_id for saga in losers])
-            if saga.status is Status.COMPENSATED
-        ]
-        successors = open_successors(self.ledger, undone, run_id=run_id, same_arrival=True)
-        return self.engine.move(CLAIMED, successors, owner=owner)
 
     def _undo(self, sagas: Sequence[Saga], *, owner: str) -> None:
         if sagas:
@@ -276,6 +272,10 @@ def _opening(submission: Submission) -> Opening:
         client=submission.client,
         body=pack(extraction) if extraction else None,
     )
+
+
+def _losers(failed: Sequence[Saga]) -> list[Saga]:
+    return [saga for saga in failed if (saga.error or {}).get("class") == VERSION_CONFLICT]
 
 
 def _sagas(opened: Sequence[Opened], disposition: str) -> list[Saga]:

@@ -16,8 +16,14 @@ import structlog
 from apex_dagster.errors import TransientError
 from apex_dagster.records import SagaId
 from apex_dagster.saga import states
-from apex_dagster.saga.engine import SWEEP_AGAIN_S, SagaEngine, alert_compensation_failed
+from apex_dagster.saga.engine import (
+    SWEEP_AGAIN_S,
+    VERSION_CONFLICT,
+    SagaEngine,
+    alert_compensation_failed,
+)
 from apex_dagster.saga.failpoints import reach
+from apex_dagster.saga.opening import restart
 from apex_dagster.saga.retry import RetryPolicy, call_with_retry
 from apex_dagster.saga.saga import Failure, Saga
 from apex_dagster.saga.states import Status
@@ -59,7 +65,8 @@ class Compensation:
         that have none yet.
 
         With `dead_owners`, whose runs have ended, takes only what they or nobody holds, and waits
-        for no lease of theirs: whoever holds another of the sagas is alive, and will end it.
+        for no lease of theirs: whoever holds another of the sagas is alive, and will end it. What
+        lost its pivot in such a run is not restarted: it ends as the rest of the run does.
         """
         ledger = self._engine.ledger
         found = ledger.sagas(saga_ids)
@@ -79,10 +86,11 @@ class Compensation:
         ready = [saga for saga in found if saga.status in states.COMPENSATION_STARTED.source]
         ready += self._engine.move(states.CLAIMED, pending, owner=owner)
         reason = (failure or _REQUESTED).as_detail()
+        known = {s.saga_id: s.error for s in ready if not (dead_owners and _lost_its_pivot(s))}
         started = self._engine.move(
             states.COMPENSATION_STARTED,
             ready,
-            details={saga.saga_id: saga.error or reason for saga in ready},
+            details={saga.saga_id: known.get(saga.saga_id) or reason for saga in ready},
             owner=owner,
         )
         reach("compensating")
@@ -138,18 +146,15 @@ class Compensation:
         """End each saga as `compensated`, or as `failed` where an undo did not succeed.
 
         Failed ones raise an alert and wait in quarantine for an operator; so do documents that
-        another attempt cannot help.
+        another attempt cannot help. What lost its pivot to another version has a successor from
+        the same moment on, so that no crash leaves its submission to whoever sent it.
         """
         names = self._engine.step_names
         done = [saga for saga in sagas if all(saga.undone(name) for name in names)]
         failed = [saga for saga in sagas if saga not in done]
         bad = [s for s in done if s.error and s.error["class"] in _QUARANTINED]
         ended = call_with_retry(
-            lambda: self._engine.ledger.close_compensated(
-                done, failed, bad + failed, sweep_after_s=(0.0, *SWEEP_AGAIN_S)
-            ),
-            self._retry,
-            name="close_compensated",
+            lambda: self._end(done, failed, bad + failed), self._retry, name="close_compensated"
         )
         for saga in ended:
             if saga.status is Status.FAILED:
@@ -163,6 +168,18 @@ class Compensation:
                     error=saga.error,
                     duration_ms=saga.duration_ms,
                 )
+        return ended
+
+    def _end(
+        self, done: Sequence[Saga], failed: Sequence[Saga], quarantined: Sequence[Saga]
+    ) -> list[Saga]:
+        ledger, sweep_after_s = self._engine.ledger, (0.0, *SWEEP_AGAIN_S)
+        with ledger.transaction() as tx:
+            ended = ledger.close_compensated(
+                done, failed, quarantined, sweep_after_s=sweep_after_s, tx=tx
+            )
+            closed = [saga for saga in ended if saga.status is Status.COMPENSATED]
+            restart(ledger, tx, [saga for saga in closed if _lost_its_pivot(saga)])
         return ended
 
     def finish(self, sagas: Sequence[Saga]) -> list[Saga]:
@@ -194,6 +211,10 @@ class Compensation:
                 )
             message = Failure.of(error, step.name).message
             return {}, {saga.saga_id: {"error": message} for saga in sagas}
+
+
+def _lost_its_pivot(saga: Saga) -> bool:
+    return (saga.error or {}).get("class") == VERSION_CONFLICT
 
 
 _REQUESTED = Failure(error_class="requested", step=None, message="compensation was requested")

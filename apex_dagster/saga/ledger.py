@@ -323,15 +323,15 @@ class Ledger:
         quarantined: Sequence[Saga],
         *,
         sweep_after_s: Sequence[float],
+        tx: Transaction,
     ) -> list[Saga]:
         """End sagas whose undos are over, quarantine some and schedule the sweeps of the others."""
-        with self.transaction() as tx:
-            ended = self.advance(states.COMPENSATED, compensated, tx=tx)
-            _schedule_sweeps(tx, [s.saga_id for s in ended], sweep_after_s, "compensated")
-            ended += self.advance(states.FAILED, failed, tx=tx)
-            moved = {saga.saga_id for saga in ended}
-            ids = sorted({saga.saga_id for saga in quarantined} & moved)
-            tx.execute(_SQL["quarantine"], {"saga_ids": ids})
+        ended = self.advance(states.COMPENSATED, compensated, tx=tx)
+        _schedule_sweeps(tx, [s.saga_id for s in ended], sweep_after_s, "compensated")
+        ended += self.advance(states.FAILED, failed, tx=tx)
+        moved = {saga.saga_id for saga in ended}
+        ids = sorted({saga.saga_id for saga in quarantined} & moved)
+        tx.execute(_SQL["quarantine"], {"saga_ids": ids})
         return ended
 
     def due_sweeps(self, *, limit: int = 200) -> list[DueSweep]:

@@ -18,6 +18,10 @@ from apex_dagster.sql import load_queries
 
 _SQL = load_queries("apex_dagster.saga", "opening.sql")
 
+RESTARTS_MAX = (
+    10  # of a submission that finds another version live; each time somebody else has won
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
@@ -84,40 +88,96 @@ def open_successors(
     somebody's wish to have this content now.
     """
     with ledger.transaction() as tx:
-        document_ids = sorted({saga.document_id for saga in sagas})
-        pointers, rivals = _lock_documents(tx, document_ids)
-        ids = [saga.saga_id for saga in sagas]
-        existing = _sagas(tx, "successors", saga_ids=ids, run_id=run_id)
-        taken = {saga.predecessor_saga_id for saga in existing}
-        missing = [
-            saga
-            for saga in sagas
-            if saga.saga_id not in taken
-            and not _known_saga(
-                saga.content_hash,
-                pointers[saga.document_id],
-                rivals.get(saga.document_id, []),
-            )
-        ]
-        new = [
-            _NewSaga.of(
-                saga.document_id,
-                None,
-                pointers[saga.document_id],
-                predecessor=saga,
-                arrival=saga.arrival if same_arrival else None,
-            )
-            for saga in missing
-        ]
-        inserted = _insert_sagas(ledger, tx, new, run_id)
-        for saga in inserted:
-            values = {
-                "saga_id": saga.saga_id,
-                "predecessor_saga_id": saga.predecessor_saga_id,
-                "run_id": run_id,
-            }
-            tx.execute(_SQL["copy_extraction"], values)
-            tx.execute(_SQL["copy_submissions"], values)
+        return _open_successors(ledger, tx, sagas, run_id, same_arrival)
+
+
+def restart(ledger: Ledger, tx: Transaction, losers: Sequence[Saga]) -> list[Saga]:
+    """Open a successor for each saga that lost its pivot, in the transaction that closes it.
+
+    It waits, without an owner, for whoever claims it first: the loser's own owner, or recovery once
+    its lease has run out. None for a submission that has been restarted `RESTARTS_MAX` times.
+    """
+    if not losers:
+        return []
+    _lock_documents(tx, sorted({saga.document_id for saga in losers}))
+    starts = _count_starts(tx, losers)
+    again = [s for s in losers if starts[s.document_id, s.arrival] <= RESTARTS_MAX]
+    # One by one: several may be of one document, and each takes the next version of it. The last
+    # to arrive first: of two with the same content only one starts again.
+    return [
+        successor
+        for saga in sorted(again, key=lambda saga: saga.arrival, reverse=True)
+        for successor in _open_successors(ledger, tx, [saga], saga.run_id, same_arrival=True)
+    ]
+
+
+def waiting_restarts(ledger: Ledger, losers: Sequence[Saga]) -> list[Saga]:
+    """The successors of these that nobody has claimed yet, by arrival."""
+    if not losers:
+        return []
+    with ledger.transaction() as tx:
+        return _sagas(tx, "waiting_restarts", saga_ids=[saga.saga_id for saga in losers])
+
+
+def used_up_restarts(ledger: Ledger, losers: Sequence[Saga]) -> list[Saga]:
+    """Those that have no restart left: their submissions have lost too often."""
+    if not losers:
+        return []
+    with ledger.transaction() as tx:
+        starts = _count_starts(tx, losers)
+    return [s for s in losers if starts[s.document_id, s.arrival] > RESTARTS_MAX]
+
+
+def _count_starts(tx: Transaction, sagas: Sequence[Saga]) -> dict[tuple[str, int], int]:
+    values = {
+        "document_ids": [saga.document_id for saga in sagas],
+        "arrivals": [saga.arrival for saga in sagas],
+    }
+    rows = tx.execute(_SQL["count_starts"], values).fetchall()
+    return {(row["document_id"], row["arrival"]): row["starts"] for row in rows}
+
+
+def _open_successors(
+    ledger: Ledger,
+    tx: Transaction,
+    sagas: Sequence[Saga],
+    run_id: str | None,
+    same_arrival: bool,
+) -> list[Saga]:
+    document_ids = sorted({saga.document_id for saga in sagas})
+    pointers, rivals = _lock_documents(tx, document_ids)
+    ids = [saga.saga_id for saga in sagas]
+    existing = _sagas(tx, "successors", saga_ids=ids, run_id=run_id)
+    taken = {saga.predecessor_saga_id for saga in existing}
+    missing = [
+        saga
+        for saga in sagas
+        if saga.saga_id not in taken
+        and not _known_saga(
+            saga.content_hash,
+            pointers[saga.document_id],
+            rivals.get(saga.document_id, []),
+        )
+    ]
+    new = [
+        _NewSaga.of(
+            saga.document_id,
+            None,
+            pointers[saga.document_id],
+            predecessor=saga,
+            arrival=saga.arrival if same_arrival else None,
+        )
+        for saga in missing
+    ]
+    inserted = _insert_sagas(ledger, tx, new, run_id)
+    for saga in inserted:
+        values = {
+            "saga_id": saga.saga_id,
+            "predecessor_saga_id": saga.predecessor_saga_id,
+            "run_id": run_id,
+        }
+        tx.execute(_SQL["copy_extraction"], values)
+        tx.execute(_SQL["copy_submissions"], values)
     return [*existing, *inserted]
 
 

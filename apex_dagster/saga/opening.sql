@@ -1,4 +1,5 @@
--- How sagas come into being. Locks document rows in the order of document_id; the saga rows are new.
+-- How sagas come into being. Locks document rows in the order of document_id; the saga rows are new,
+-- except that a saga which lost its pivot is closed, and so locked, in the transaction of its restart.
 
 -- ensure_documents --
 INSERT INTO apex.documents (document_id)
@@ -59,6 +60,16 @@ FROM apex.submission WHERE saga_id = %(predecessor_saga_id)s
 -- successors --
 SELECT * FROM apex.saga_state
 WHERE predecessor_saga_id = ANY (%(saga_ids)s) AND run_id = %(run_id)s
+
+-- count_starts --
+-- Sagas that stand for one submission share its arrival: the first, and each restart.
+SELECT document_id, arrival, count(*) AS starts FROM apex.saga_state
+WHERE document_id = ANY (%(document_ids)s) AND arrival = ANY (%(arrivals)s)
+GROUP BY document_id, arrival
+
+-- waiting_restarts --
+SELECT * FROM apex.saga_state
+WHERE predecessor_saga_id = ANY (%(saga_ids)s) AND status = 'pending' ORDER BY arrival
 
 -- saga_by_id --
 SELECT * FROM apex.saga_state WHERE saga_id = %(saga_id)s

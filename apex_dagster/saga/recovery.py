@@ -8,8 +8,9 @@ import structlog
 
 from apex_dagster.saga.compensation import Compensation
 from apex_dagster.saga.engine import SagaEngine
+from apex_dagster.saga.opening import waiting_restarts
 from apex_dagster.saga.saga import Failure, Saga
-from apex_dagster.saga.states import Status
+from apex_dagster.saga.states import CLAIMED, Status
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +40,10 @@ class Recovery:
             for saga in taken:
                 log.info("saga_taken_over", saga_id=saga.saga_id, takeovers=saga.takeovers)
             self._engine.publish([s for s in taken if s.status is Status.COMPLETED])
-            self._compensation.finish([s for s in taken if s.status is Status.COMPENSATING])
+            undone = self._compensation.finish(
+                [s for s in taken if s.status is Status.COMPENSATING]
+            )
+            self._go_on_with_restarts(undone, owner)
             # One by one: a document that kills its worker must not take others with it.
             for saga in (saga for saga in taken if saga.status is Status.IN_PROGRESS):
                 self._finish(saga, owner)
@@ -54,6 +58,13 @@ class Recovery:
             step=saga.current_step,
             message=f"{saga.takeovers} owners died or fell silent while driving it",
         )
-        self._compensation.finish(
+        undone = self._compensation.finish(
             self._compensation.begin([saga.saga_id], owner=owner, failure=crash_loop)
         )
+        self._go_on_with_restarts(undone, owner)
+
+    def _go_on_with_restarts(self, undone: Sequence[Saga], owner: str) -> None:
+        """Finish what starts again because it had lost its pivot."""
+        engine = self._engine
+        for saga in waiting_restarts(engine.ledger, undone):
+            self._resume(engine.move(CLAIMED, [saga], owner=owner), owner)

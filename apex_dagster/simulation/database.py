@@ -8,6 +8,7 @@ happens in one instant here; in PostgreSQL row locks, always taken in one order,
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -383,6 +384,19 @@ class Database:
                 copy = row | {"saga_id": v["saga_id"], "run_id": v["run_id"]}
                 self.tables.submissions[len(self.tables.submissions)] = copy
         return []
+
+    def _count_starts(self, v: Values) -> Iterable[Row]:
+        starts = Counter((saga["document_id"], saga["arrival"]) for saga in self._all())
+        return [
+            {"document_id": document_id, "arrival": arrival, "starts": count}
+            for (document_id, arrival), count in starts.items()
+            if document_id in v["document_ids"] and arrival in v["arrivals"]
+        ]
+
+    def _waiting_restarts(self, v: Values) -> Iterable[Row]:
+        pending = [saga for saga in self._all() if saga["status"] == "pending"]
+        found = [saga for saga in pending if saga["predecessor_saga_id"] in v["saga_ids"]]
+        return sorted(found, key=lambda saga: saga["arrival"])
 
     def _successors(self, v: Values) -> Iterable[Row]:
         return [

@@ -5,11 +5,20 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from apex_dagster.saga.opening import open_successors
-from apex_dagster.saga.saga import Saga
+import pytest
+
+from apex_dagster.saga.failpoints import SimulatedCrash, armed
+from apex_dagster.saga.opening import (
+    RESTARTS_MAX,
+    open_successors,
+    used_up_restarts,
+    waiting_restarts,
+)
+from apex_dagster.saga.saga import Failure, Saga
 from apex_dagster.saga.states import CLAIMED, Status
 from apex_dagster_tests.applications import BuildApplication, assert_whole
 from apex_dagster_tests.documents import submission
+from apex_dagster_tests.ingestion.test_crash import recover
 
 if TYPE_CHECKING:
     from apex_dagster.composition import Application
@@ -88,6 +97,84 @@ def test_a_restart_does_not_replace_what_arrived_after_it(app: Application, uniq
     assert superseded.error is not None
     assert superseded.error["class"] == "superseded"
     assert app.ledger.pointers([unique])[unique]["live_saga_id"] == live
+
+
+@pytest.mark.parametrize("point", ["compensating", "undone:neo4j_write", "undone"])
+def test_a_loser_whose_owner_dies_before_its_restart_is_restarted_by_recovery(
+    build_application: BuildApplication, unique: str, point: str
+) -> None:
+    """At "undone" it is closed, and nobody has claimed what is to replace it."""
+    app = build_application(lease_s=0.3)
+    earlier, later = staged(app, unique, 1), staged(app, unique, 2)
+    app.ingestion.commit(earlier, owner="me")
+    with armed(f"{point}=raise"), pytest.raises(SimulatedCrash):
+        app.ingestion.commit(later, owner="me")
+    restarted = recover(app, unique)
+    assert (restarted.arrival, restarted.status) == (later[0].arrival, Status.COMPLETED)
+    assert restarted.predecessor_saga_id == later[0].saga_id
+    assert app.ledger.pointers([unique])[unique]["live_saga_id"] == restarted.saga_id
+    app.ingestion.sweep()
+    assert_whole(app, unique)
+
+
+def test_a_loser_is_closed_and_succeeded_in_one_moment(app: Application, unique: str) -> None:
+    """Whoever undoes it, and however often: one successor, in the loser's place in the order."""
+    earlier, later = staged(app, unique, 1), staged(app, unique, 2)
+    app.ingestion.commit(earlier, owner="me")
+    [loser] = app.engine.commit(later, owner="me").failed
+    app.compensation.compensate([loser.saga_id], owner="me")
+    app.compensation.compensate([loser.saga_id], owner="other")
+    [successor] = waiting_restarts(app.ledger, [loser])
+    assert (successor.arrival, successor.run_id) == (loser.arrival, loser.run_id)
+    assert (successor.version, successor.expected_version) == (3, 1)
+
+
+def test_losers_of_one_document_that_are_closed_together_all_start_again(
+    app: Application, unique: str
+) -> None:
+    first, second, third = (staged(app, unique, edition) for edition in (1, 2, 3))
+    app.ingestion.commit(first, owner="me")
+    losers = app.engine.commit([*second, *third], owner="me").failed
+    app.compensation.compensate([saga.saga_id for saga in losers], owner="me")
+    waiting = waiting_restarts(app.ledger, losers)
+    assert [saga.arrival for saga in waiting] == [second[0].arrival, third[0].arrival]
+    assert [saga.version for saga in waiting] == [5, 4]
+
+
+def test_what_lost_its_pivot_in_a_run_that_has_ended_is_not_restarted(
+    app: Application, unique: str
+) -> None:
+    earlier, later = staged(app, unique, 1), staged(app, unique, 2)
+    app.ingestion.commit(earlier, owner="me")
+    [loser] = app.engine.commit(later, owner="me").failed
+    cancelled = Failure(error_class="interrupted", step=None, message="the run was cancelled")
+    begun = app.compensation.begin(
+        [loser.saga_id], owner="sensor", failure=cancelled, dead_owners=["me"]
+    )
+    [ended] = app.compensation.finish(begun)
+    assert ended.error is not None
+    assert (ended.status, ended.error["class"]) == (Status.COMPENSATED, "interrupted")
+    assert waiting_restarts(app.ledger, [ended]) == []
+
+
+def test_a_submission_that_loses_again_and_again_is_given_up(app: Application, unique: str) -> None:
+    [saga] = staged(app, unique, 1)
+    for number in range(RESTARTS_MAX + 1):
+        with app.ledger.transaction() as tx:
+            tx.execute(
+                "UPDATE apex.documents SET live_version = %s, live_saga_id = 'somebody'"
+                " WHERE document_id = %s",
+                [1000 + number, unique],
+            )
+        [loser] = app.engine.commit([saga], owner="me").failed
+        used_up = used_up_restarts(app.ledger, [loser])
+        app.compensation.compensate([loser.saga_id], owner="me")
+        waiting = waiting_restarts(app.ledger, [loser])
+        if waiting:
+            assert used_up == []
+            [claimed] = app.engine.move(CLAIMED, waiting, owner="me")
+            [saga] = app.ingestion.stage("redis_write", [claimed]).alive
+    assert (number, waiting, used_up) == (RESTARTS_MAX, [], [loser])
 
 
 def test_content_that_is_live_is_new_again_while_other_content_is_under_way(

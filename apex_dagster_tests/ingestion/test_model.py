@@ -50,6 +50,9 @@ UNDOING = (
     *(f"{point}:{step}" for step in STEPS for point in ("undoing", "undone", "undo_recorded")),
 )
 
+# A saga that lost its pivot: while it is undone, and once it is closed and has a successor.
+LOSING = (None, *UNDOING, "undone")
+
 documents = st.integers(0, 2)
 editions = st.integers(1, 4)
 
@@ -63,6 +66,7 @@ class Model:
     published: bool = True
     open: dict[int, int] = field(default_factory=dict)  # arrival -> edition, left in progress
     undoing: int = 0  # sagas left compensating
+    restarting: dict[int, int] = field(default_factory=dict)  # those that start again afterwards
 
     def ignores(self, number: int) -> bool:
         """Whether a submission of this edition opens no saga: it is under way, or live already."""
@@ -144,6 +148,29 @@ class Sagas(RuleBasedStateMachine):
         next(self.arrivals)
         model.undoing += 1
 
+    @rule(index=documents, first=editions, second=editions, point=st.sampled_from(LOSING))
+    def meet(self, index: int, first: int, second: int, point: str | None) -> None:
+        """The later of two finds the earlier one live: it starts again, or its owner dies."""
+        model = self.models[self.ids[index]]
+        if first == second or model.ignores(first) or second in model.open.values():
+            return
+        earlier, later = self._staged(index, first), self._staged(index, second)
+        commit, owner = self.app.ingestion.commit, self._owner()
+        assert commit(earlier, owner=owner).completed
+        model.live, model.arrival, model.published = first, next(self.arrivals), True
+        arrival = next(self.arrivals)
+        if point is None:
+            assert commit(later, owner=owner).completed
+            model.live, model.arrival = second, arrival
+            return
+        with armed(f"{point}=raise"), pytest.raises(SimulatedCrash):
+            commit(later, owner=owner)
+        if point == "undone":
+            model.open[arrival] = second
+        else:
+            model.restarting[arrival] = second
+            model.undoing += 1
+
     @precondition(lambda self: any(model.open for model in self.models.values()))
     @rule(data=st.data())
     def compensate(self, data: st.DataObject) -> None:
@@ -152,8 +179,8 @@ class Sagas(RuleBasedStateMachine):
         document_id = data.draw(st.sampled_from(candidates))
         model = self.models[document_id]
         arrival = data.draw(st.sampled_from(sorted(model.open)))
-        # Sagas of a document are opened in the order of their arrivals.
         left = [s for s in self._sagas(document_id) if s.status in _IN_PROGRESS]
+        left.sort(key=lambda saga: saga.arrival)
         saga = left[sorted(model.open).index(arrival)]
         [ended] = self.app.compensation.compensate([saga.saga_id], owner=self._owner())
         assert ended.status is Status.COMPENSATED
@@ -170,11 +197,13 @@ class Sagas(RuleBasedStateMachine):
             )
         self.app.ingestion.recovery.recover(owner=self._owner())
         for model in self.models.values():
-            newest = max(model.open, default=0)
+            left = model.open | model.restarting
+            newest = max(left, default=0)
             if newest > model.arrival:
-                model.live, model.arrival = model.open[newest], newest
+                model.live, model.arrival = left[newest], newest
             model.published, model.undoing = True, 0
             model.open.clear()
+            model.restarting.clear()
 
     @rule()
     def sweep(self) -> None:
@@ -240,6 +269,12 @@ class Sagas(RuleBasedStateMachine):
     def _ingest(self, index: int, number: int) -> list[Saga]:
         one = self._edition(self.ids[index], number)
         return self.app.ingestion.ingest([one], owner=self._owner())
+
+    def _staged(self, index: int, number: int) -> list[Saga]:
+        """A saga that has only its pivot before it."""
+        one = self._edition(self.ids[index], number)
+        [saga] = self.app.ingestion.open([one], owner=self._owner()).alive
+        return self.app.ingestion.stage(STEPS[-1], [saga]).alive
 
     def _crashes(self, index: int, number: int, points: str) -> bool:
         """Whether a saga was left behind by the crash."""
