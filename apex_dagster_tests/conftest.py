@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,10 +112,8 @@ def migrated_template(stack: Endpoints, servers_root: Path) -> str:
 @pytest.fixture
 def postgres_database(stack: Endpoints, migrated_template: str, unique: str) -> Iterator[str]:
     """The address, password included, of a migrated database that is this test's own."""
-    name = f"test_{unique}"
-    run_sql(stack, f"CREATE DATABASE {name} TEMPLATE {migrated_template}")
-    yield stack.postgres_database(name).get_secret_value()
-    run_sql(stack, f"DROP DATABASE {name} WITH (FORCE)")
+    with own_database(stack, migrated_template, unique) as servers:
+        yield servers.postgres_url.get_secret_value()
 
 
 @pytest.fixture
@@ -132,28 +131,15 @@ def unique() -> str:
 @pytest.fixture
 def qdrant_collection(stack: Endpoints, unique: str) -> Iterator[str]:
     """A collection name nobody uses; the collection is deleted if the test created it."""
-    from qdrant_client import QdrantClient
-
-    assert stack.qdrant_api_key is not None
-    name = f"test_{unique}"
-    yield name
-    # As `api_key` it would be announced by a warning on every plain-HTTP loopback address.
-    headers = {"api-key": stack.qdrant_api_key.get_secret_value()}
-    client = QdrantClient(url=stack.qdrant_url, headers=headers, check_compatibility=False)
-    client.delete_collection(name)
-    client.close()
+    with own_qdrant_collection(stack, f"test_{unique}") as name:
+        yield name
 
 
 @pytest.fixture
 def redis_prefix(stack: Endpoints, unique: str) -> Iterator[str]:
     """A key prefix nobody uses; its keys are deleted."""
-    import redis
-
-    prefix = f"test:{unique}:"
-    yield prefix
-    with redis.Redis.from_url(stack.redis_url.get_secret_value()) as client:
-        if keys := list(client.scan_iter(match=f"{prefix}*", count=1000)):
-            client.delete(*keys)
+    with own_key_prefix(stack, f"test:{unique}:") as prefix:
+        yield prefix
 
 
 @pytest.fixture
@@ -169,6 +155,40 @@ def private_server(stack: Endpoints, servers_root: Path) -> Iterator[PrivateServ
     yield start
     for server in started:
         server.server.stop()
+
+
+@contextmanager
+def own_database(stack: Endpoints, template: str, token: str) -> Iterator[Endpoints]:
+    """The servers, with a database that is dropped at the end."""
+    name = f"test_{token}"
+    run_sql(stack, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield replace(stack, postgres_url=stack.postgres_database(name))
+    run_sql(stack, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextmanager
+def own_qdrant_collection(stack: Endpoints, name: str) -> Iterator[str]:
+    """The name of a collection that is deleted at the end, if it was created."""
+    from qdrant_client import QdrantClient
+
+    assert stack.qdrant_api_key is not None
+    yield name
+    # As `api_key` it would be announced by a warning on every plain-HTTP loopback address.
+    headers = {"api-key": stack.qdrant_api_key.get_secret_value()}
+    client = QdrantClient(url=stack.qdrant_url, headers=headers, check_compatibility=False)
+    client.delete_collection(name)
+    client.close()
+
+
+@contextmanager
+def own_key_prefix(stack: Endpoints, prefix: str) -> Iterator[str]:
+    """A prefix whose keys are deleted at the end."""
+    import redis
+
+    yield prefix
+    with redis.Redis.from_url(stack.redis_url.get_secret_value()) as client:
+        if keys := list(client.scan_iter(match=f"{prefix}*", count=1000)):
+            client.delete(*keys)
 
 
 def run_sql(stack: Endpoints, statement: str) -> None:

@@ -197,7 +197,9 @@ class Compensation:
 
         def write() -> Mapping[SagaId, int]:
             reach(f"undoing:{step.name}")
-            return step.undo([saga.ref for saga in sagas])
+            removed = step.undo([saga.ref for saga in sagas])
+            reach(f"undo_sent:{step.name}")
+            return removed
 
         try:
             removed = call_with_retry(write, self._retry, name=f"undo {step.name}")

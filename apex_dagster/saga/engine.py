@@ -275,11 +275,13 @@ class SagaEngine:
             return []
 
     def _publish_or_restage(self, step: SagaStep, publications: Sequence[Publication]) -> None:
+        reach(f"publishing:{step.name}")
         try:
             step.publish(publications)
         except StageMissing as missing:  # a cache entry that has expired since it was staged
             step.stage([p.ref for p in publications if p.ref.saga_id in missing.saga_ids])
             step.publish(publications)
+        reach(f"publish_sent:{step.name}")
 
     def _report_unpublished(
         self,

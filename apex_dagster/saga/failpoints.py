@@ -3,13 +3,15 @@
 APEX_FAILPOINTS="written:qdrant_write=kill;pivoted=raise" arms points from the environment. The
 actions: `kill` (SIGKILL to this very process), `raise` (SimulatedCrash, which no handler of the
 engine catches), `unavailable` and `reject` (the error classes of a store that is down or refuses),
-`hang:SECONDS`. A trailing `*N` lets a point act N times only: `started:redis_write=unavailable*2`.
+`hang:SECONDS`, and `park` (wait until `release()`: what the thread was about to do happens late). A
+trailing `*N` lets a point act N times only: `started:redis_write=unavailable*2`.
 
 Points, in the order of a saga's life, `{step}` being a saga step: `opened`, `claimed`, `extracted`,
 `started:{step}`, `sent:{step}` (the store has it, the caller was not told), `written:{step}`,
-`recorded:{step}`, `staged`, `pivoted`, `published:{step}`,
-`marked` (published everywhere, not yet recorded), `closed`; and `compensating`, `undoing:{step}`,
-`undone:{step}`, `undo_recorded:{step}`, `undone`.
+`recorded:{step}`, `staged`, `pivoting` (in its transaction, before the commit), `pivoted`,
+`publishing:{step}`, `publish_sent:{step}`, `published:{step}`, `marked` (published everywhere, not
+yet recorded), `closed`; and `compensating`, `undoing:{step}`, `undo_sent:{step}`, `undone:{step}`,
+`undo_recorded:{step}`, `undone`.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ class _Failpoints:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._armed: dict[str, tuple[str, int | None]] = {}
+        self._parked: dict[int, threading.Event] = {}  # by thread
         self.arm(os.environ.get(VARIABLE, ""))
 
     def arm(self, text: str) -> None:
@@ -56,8 +59,29 @@ class _Failpoints:
                 if times <= 0:
                     return
                 self._armed[point] = (action, times - 1)
-        if action:
+        if action == "park":
+            self._park()
+        elif action:
             _act(action, point)
+
+    def _park(self) -> None:
+        released, thread = threading.Event(), threading.get_ident()
+        with self._lock:
+            self._parked[thread] = released
+        released.wait()
+        with self._lock:
+            del self._parked[thread]
+
+    def parked(self) -> set[int]:
+        """Threads that wait at a point for `release`."""
+        with self._lock:
+            return {thread for thread, event in self._parked.items() if not event.is_set()}
+
+    def release(self) -> None:
+        """Let every parked thread go on."""
+        with self._lock:
+            for event in self._parked.values():
+                event.set()
 
 
 def _act(action: str, point: str) -> None:
@@ -77,7 +101,7 @@ def _act(action: str, point: str) -> None:
 
 
 _failpoints = _Failpoints()
-reach = _failpoints.reach
+reach, parked, release = _failpoints.reach, _failpoints.parked, _failpoints.release
 
 
 @contextmanager

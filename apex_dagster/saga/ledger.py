@@ -21,6 +21,7 @@ from psycopg_pool import ConnectionPool
 from apex_dagster.errors import StoreConflict, StoreRejected, StoreUnavailable
 from apex_dagster.records import Document, Publication, SagaId, VersionRef
 from apex_dagster.saga import states
+from apex_dagster.saga.failpoints import reach
 from apex_dagster.saga.saga import Saga
 from apex_dagster.saga.states import Move, Status
 from apex_dagster.saga.wakeup import announce_ended
@@ -190,6 +191,7 @@ class Ledger:
             blocked = [s for s in rest if pointers[s.document_id]["live_is_unpublished"]]
             winners = [s for s in rest if s not in blocked]
             completed = self._point_documents(tx, winners, pointers)
+            reach("pivoting")
         return Pivoted(
             completed=completed, conflicts=conflicts, superseded=superseded, blocked=blocked
         )

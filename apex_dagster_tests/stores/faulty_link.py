@@ -17,6 +17,7 @@ class FaultyLink:
     def __init__(self, target: Address) -> None:
         self._target = target
         self._requests_pass, self._replies_pass = threading.Event(), threading.Event()
+        self.holds_bytes = threading.Event()  # of a request or a reply, since the last fault began
         self._sockets: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._listener = self._listen(("127.0.0.1", 0))
@@ -37,11 +38,13 @@ class FaultyLink:
 
     def freeze(self) -> None:
         """Accept connections and bytes, and pass nothing on until `restore`."""
+        self.holds_bytes.clear()
         self._requests_pass.clear()
         self._replies_pass.clear()
 
     def lose_replies(self) -> None:
         """Pass requests on, and hold back what the server says to them."""
+        self.holds_bytes.clear()
         self._replies_pass.clear()
 
     def restore(self) -> None:
@@ -85,7 +88,9 @@ class FaultyLink:
         def run() -> None:
             with contextlib.suppress(OSError):
                 while data := source.recv(1 << 16):
-                    gate.wait()
+                    if not gate.is_set():
+                        self.holds_bytes.set()
+                        gate.wait()
                     sink.sendall(data)
             _close(source)
             _close(sink)
