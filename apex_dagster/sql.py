@@ -1,10 +1,14 @@
-"""Named queries kept in .sql files, where editors and database people can read them."""
+"""Named queries kept in .sql files, where editors and database people can read them; and the
+question whether a connection still works."""
 
 from __future__ import annotations
 
 import re
+import select
 from importlib import resources
-from typing import LiteralString, cast
+from typing import Any, LiteralString, cast
+
+import psycopg
 
 _HEADER = re.compile(r"^-- (\w+) --$", re.MULTILINE)
 
@@ -21,3 +25,16 @@ def load_queries(package: str, file_name: str) -> dict[str, LiteralString]:
         name: cast(LiteralString, query.strip())
         for name, query in zip(parts[1::2], parts[2::2], strict=True)
     }
+
+
+def check_not_hung_up(connection: psycopg.Connection[Any]) -> None:
+    """A pool's question whether an idle connection still works, without asking the server.
+
+    Nothing is due on it, so something to read is the server's farewell; a round trip would cost
+    as much as a short query, and with a server that is silent, all the time there is.
+    """
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    if poll.poll(0):
+        connection.close()
+        raise psycopg.OperationalError("the server has closed the connection")

@@ -66,8 +66,8 @@ class _TimedLedger(Ledger):
         self._stopwatch = stopwatch
 
     @contextmanager
-    def transaction(self) -> Iterator[Transaction]:
-        with self._stopwatch.part("ledger"), super().transaction() as tx:
+    def transaction(self, *, single: bool = False) -> Iterator[Transaction]:
+        with self._stopwatch.part("ledger"), super().transaction(single=single) as tx:
             yield tx
 
 

@@ -98,10 +98,9 @@ class Ingestion:
         """The whole story for a batch; its sagas as they ended, by arrival."""
         with self.engine.lease(owner):
             opened = self.open(submissions, owner=owner, run_id=run_id)
-            extracted = self.extract(opened.alive)
-            staged = self.stage(self.engine.step_names[-1], extracted.alive)
+            staged = self.stage(self.engine.step_names[-1], opened.alive)
             commit = self.commit(staged.alive, owner=owner, run_id=run_id)
-            failed = opened.failed + extracted.failed + staged.failed + commit.failed
+            failed = opened.failed + staged.failed + commit.failed
             self._undo(failed, owner=owner)
         restarted = [saga for saga in commit.completed if saga.predecessor_saga_id]
         everything = [*opened.alive, *opened.failed, *opened.unchanged, *opened.joined, *restarted]
@@ -177,6 +176,8 @@ class Ingestion:
 
     def extract(self, sagas: Sequence[Saga]) -> Batch:
         """Turn raw documents into stored extractions; sagas that have theirs already pass."""
+        if not sagas:
+            return Batch()
         documents = self.ledger.submitted_documents([saga.saga_id for saga in sagas])
         bodies: dict[SagaId, bytes] = {}
         failures: dict[SagaId, Failure] = {}
@@ -187,7 +188,8 @@ class Ingestion:
                 self._extractions.keep(saga_id, extraction)
             except Exception as error:
                 failures[saga_id] = _extraction_failure(error)
-        kept = self.ledger.store_extractions([s for s in sagas if s.saga_id in bodies], bodies)
+        raw = [saga for saga in sagas if saga.saga_id in bodies]
+        kept = self.ledger.store_extractions(raw, bodies) if raw else set()
         reach("extracted")
         return Batch(
             alive=[s for s in sagas if s.saga_id not in documents or s.saga_id in kept],
@@ -196,9 +198,11 @@ class Ingestion:
 
     def stage(self, step: str, sagas: Sequence[Saga]) -> Staging:
         """Stage in one store, and in those before it where that is still to be done."""
-        missing = self.extract(sagas)
-        staging = self.engine.stage_through(step, missing.alive)
-        return Staging(alive=staging.alive, failed=missing.failed + staging.failed)
+        # Sagas taken over or started again may lack theirs; what is in memory is in the ledger too.
+        ready = [saga for saga in sagas if saga.saga_id in self._extractions]
+        extracted = self.extract([saga for saga in sagas if saga.saga_id not in self._extractions])
+        staging = self.engine.stage_through(step, [*ready, *extracted.alive])
+        return Staging(alive=staging.alive, failed=extracted.failed + staging.failed)
 
     def commit(
         self,
@@ -259,6 +263,8 @@ class Ingestion:
         self, sagas: Sequence[Saga], *, owner: str, run_id: str | None, dead_owner: str | None
     ) -> list[Saga]:
         open_ids = [saga.saga_id for saga in sagas if saga.status not in ENDED]
+        if not open_ids:
+            return []
         taken = self.ledger.take_over(owner, among=open_ids, dead_owner=dead_owner, run_id=run_id)
         return [saga for saga in taken if saga.status is Status.IN_PROGRESS]
 

@@ -17,17 +17,23 @@ class Extractions:
     """Extractions by saga, from the ledger, the latest kept in memory: four steps in a row need
     the same ones. Safe to use from several threads."""
 
-    def __init__(self, ledger: Ledger, *, kept_max: int = 256) -> None:
-        self._ledger, self._kept_max = ledger, kept_max
+    def __init__(self, ledger: Ledger, *, kept_bytes_max: int = 128 * 1024 * 1024) -> None:
+        self._ledger, self._kept_bytes_max = ledger, kept_bytes_max
         self._kept: OrderedDict[SagaId, Extraction] = OrderedDict()
+        self._kept_bytes = 0
         self._lock = Lock()
 
     def keep(self, saga_id: SagaId, extraction: Extraction) -> None:
-        """Remember an extraction that was just stored in the ledger."""
+        """Remember an extraction that is stored in the ledger as well."""
         with self._lock:
+            self._kept_bytes -= _size_bytes(self._kept.pop(saga_id, None))
             self._kept[saga_id] = extraction
-            while len(self._kept) > self._kept_max:
-                self._kept.popitem(last=False)
+            self._kept_bytes += _size_bytes(extraction)
+            while self._kept_bytes > self._kept_bytes_max and len(self._kept) > 1:
+                self._kept_bytes -= _size_bytes(self._kept.popitem(last=False)[1])
+
+    def __contains__(self, saga_id: object) -> bool:
+        return saga_id in self._kept
 
     def of(self, refs: Sequence[VersionRef]) -> list[StagedVersion]:
         """The content of each version. Raises DocumentRejected where there is none stored."""
@@ -45,6 +51,13 @@ class Extractions:
         if extraction is None:
             raise DocumentRejected(ref.document_id, "the ledger holds no extraction of it")
         return StagedVersion(ref=ref, extraction=extraction)
+
+
+def _size_bytes(extraction: Extraction | None) -> int:
+    """What it takes in memory, roughly: most of it is vectors and text."""
+    if extraction is None:
+        return 0
+    return extraction.embeddings.nbytes + sum(len(chunk.text) for chunk in extraction.chunks)
 
 
 class StoreStep:

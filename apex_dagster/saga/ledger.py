@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
@@ -25,7 +25,7 @@ from apex_dagster.saga.failpoints import reach
 from apex_dagster.saga.saga import Saga
 from apex_dagster.saga.states import Move, Status
 from apex_dagster.saga.wakeup import announce_ended
-from apex_dagster.sql import load_queries
+from apex_dagster.sql import check_not_hung_up, load_queries
 
 _SQL = load_queries("apex_dagster.saga", "ledger.sql")
 _SAGA_FIELDS = tuple(field.name for field in dataclasses.fields(Saga))
@@ -70,8 +70,10 @@ class Ledger:
             max_size=4,
             open=False,
             timeout=timeout_s,
-            check=ConnectionPool.check_connection,
+            check=check_not_hung_up,
             kwargs={
+                # What is one statement is one transaction then, in one round trip instead of three.
+                "autocommit": True,
                 "row_factory": dict_row,
                 "connect_timeout": max(2, int(timeout_s)),
                 "tcp_user_timeout": int(timeout_s * 1000),
@@ -89,11 +91,17 @@ class Ledger:
         self._pool.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[Transaction]:
-        """One transaction; committed at the end of the block, rolled back on an error."""
+    def transaction(self, *, single: bool = False) -> Iterator[Transaction]:
+        """One transaction; committed at the end of the block, rolled back on an error.
+
+        With `single` the block runs one statement only, which commits by itself.
+        """
         try:
             self._pool.open()
-            with self._pool.connection() as connection:
+            with (
+                self._pool.connection() as connection,
+                nullcontext() if single else connection.transaction(),
+            ):
                 yield cast("Transaction", connection)
         except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure) as error:
             raise StoreConflict("ledger", str(error)) from error
@@ -124,7 +132,7 @@ class Ledger:
         if not sagas:
             return []
         if tx is None:
-            with self.transaction() as tx:
+            with self.transaction(single=move not in _ENDS) as tx:
                 return self.advance(
                     move,
                     sagas,
@@ -220,14 +228,14 @@ class Ledger:
 
     def held(self, saga_ids: Sequence[str], *, owner: str) -> list[Saga]:
         """Those that `owner` still holds, in any status, with their leases renewed."""
-        with self.transaction() as tx:
+        with self.transaction(single=True) as tx:
             return _sagas(
                 tx, "held_sagas", saga_ids=list(saga_ids), owner=owner, lease_s=self.lease_s
             )
 
     def renew(self, owner: str) -> int:
         """Renew all leases of `owner`; how many there were."""
-        with self.transaction() as tx:
+        with self.transaction(single=True) as tx:
             values = {"owner": owner, "lease_s": self.lease_s}
             return tx.execute(_SQL["renew_leases"], values).rowcount
 
@@ -285,7 +293,7 @@ class Ledger:
         self, sagas: Sequence[Saga], bodies: Mapping[SagaId, bytes]
     ) -> set[SagaId]:
         """Replace raw input by its packed extraction; the sagas still held by the caller."""
-        with self.transaction() as tx:
+        with self.transaction(single=True) as tx:
             rows = tx.execute(
                 _SQL["store_extractions"],
                 {
@@ -420,7 +428,7 @@ class Ledger:
             tx.execute(_SQL["settle_source"], values)
 
     def _rows(self, query: str, **values: object) -> list[DictRow]:
-        with self.transaction() as tx:
+        with self.transaction(single=True) as tx:
             return tx.execute(_SQL[query], values).fetchall()
 
 

@@ -272,41 +272,36 @@ def _known_saga(
 
 
 def _insert_extractions(tx: Transaction, opened: Sequence[tuple[Saga, Opening | None]]) -> None:
-    values = [
-        {
-            "saga_id": saga.saga_id,
-            "name": opening.document.name,
-            "media_type": opening.document.media_type,
-            "collection": opening.document.collection,
-            "metadata": Jsonb(dict(opening.document.metadata)),
-            "source_uri": opening.document.source_uri,
-            "source": None if opening.body is not None else opening.document.content,
-            "body": opening.body,
-        }
-        for saga, opening in opened
-        if opening is not None
-    ]
-    with tx.cursor() as cursor:
-        cursor.executemany(_SQL["insert_extractions"], values)
+    rows = [(saga, opening) for saga, opening in opened if opening is not None]
+    documents = [opening.document for _, opening in rows]
+    columns = {
+        "saga_ids": [saga.saga_id for saga, _ in rows],
+        "names": [document.name for document in documents],
+        "media_types": [document.media_type for document in documents],
+        "collections": [document.collection for document in documents],
+        "metadata": [Jsonb(dict(document.metadata)) for document in documents],
+        "source_uris": [document.source_uri for document in documents],
+        "sources": [
+            opening.document.content if opening.body is None else None for _, opening in rows
+        ],
+        "bodies": [opening.body for _, opening in rows],
+    }
+    tx.execute(_SQL["insert_extractions"], columns)
 
 
 def _insert_submissions(
     tx: Transaction, opened: Sequence[tuple[Saga, Opening]], run_id: str | None
 ) -> None:
-    values = [
-        {
-            "client": opening.client,
-            "idempotency_key": opening.idempotency_key,
-            "body_hash": opening.body_hash,
-            "document_id": saga.document_id,
-            "saga_id": saga.saga_id,
-            "source_uri": opening.document.source_uri,
-            "run_id": run_id,
-        }
-        for saga, opening in opened
-    ]
-    with tx.cursor() as cursor:
-        cursor.executemany(_SQL["insert_submissions"], values)
+    columns = {
+        "clients": [opening.client for _, opening in opened],
+        "idempotency_keys": [opening.idempotency_key for _, opening in opened],
+        "body_hashes": [opening.body_hash for _, opening in opened],
+        "document_ids": [saga.document_id for saga, _ in opened],
+        "saga_ids": [saga.saga_id for saga, _ in opened],
+        "source_uris": [opening.document.source_uri for _, opening in opened],
+        "run_id": run_id,
+    }
+    tx.execute(_SQL["insert_submissions"], columns)
 
 
 def _sagas(tx: Transaction, query: str, **values: object) -> list[Saga]:

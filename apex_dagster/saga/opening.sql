@@ -39,8 +39,9 @@ WHERE d.document_id = o.document_id
 
 -- insert_extractions --
 INSERT INTO apex.extraction (saga_id, name, media_type, collection, metadata, source_uri, source, body)
-VALUES (%(saga_id)s, %(name)s, %(media_type)s, %(collection)s, %(metadata)s, %(source_uri)s,
-        %(source)s, %(body)s)
+SELECT * FROM unnest(%(saga_ids)s::text[], %(names)s::text[], %(media_types)s::text[],
+                     %(collections)s::text[], %(metadata)s::jsonb[], %(source_uris)s::text[],
+                     %(sources)b::bytea[], %(bodies)b::bytea[])
 
 -- copy_extraction --
 INSERT INTO apex.extraction (saga_id, name, media_type, collection, metadata, source_uri, source, body)
@@ -49,8 +50,9 @@ FROM apex.extraction WHERE saga_id = %(predecessor_saga_id)s
 
 -- insert_submissions --
 INSERT INTO apex.submission (client, idempotency_key, body_hash, document_id, saga_id, source_uri, run_id)
-VALUES (%(client)s, %(idempotency_key)s, %(body_hash)s, %(document_id)s, %(saga_id)s, %(source_uri)s,
-        %(run_id)s)
+SELECT o.*, %(run_id)s
+FROM unnest(%(clients)s::text[], %(idempotency_keys)s::text[], %(body_hashes)s::text[],
+            %(document_ids)s::text[], %(saga_ids)s::text[], %(source_uris)s::text[]) AS o
 
 -- copy_submissions --
 INSERT INTO apex.submission (client, body_hash, document_id, saga_id, source_uri, run_id)

@@ -313,11 +313,7 @@ class Database:
             "predecessor_saga_id": "predecessors",
             "arrival": "arrivals",
         }
-        columns = [v[column] for column in names.values()]
-        return [
-            self._insert_saga(dict(zip(names, row, strict=True)), v)
-            for row in zip(*columns, strict=True)
-        ]
+        return [self._insert_saga(row, v) for row in _rows(v, names)]
 
     def _insert_saga(self, new: Row, v: Values) -> Row:
         now = self.now()
@@ -365,7 +361,18 @@ class Database:
         return []
 
     def _insert_extractions(self, v: Values) -> Iterable[Row]:
-        self.tables.extractions[v["saga_id"]] = dict(v) | {"metadata": v["metadata"].obj}
+        names = {
+            "saga_id": "saga_ids",
+            "name": "names",
+            "media_type": "media_types",
+            "collection": "collections",
+            "metadata": "metadata",
+            "source_uri": "source_uris",
+            "source": "sources",
+            "body": "bodies",
+        }
+        for row in _rows(v, names):
+            self.tables.extractions[row["saga_id"]] = row | {"metadata": row["metadata"].obj}
         return []
 
     def _copy_extraction(self, v: Values) -> Iterable[Row]:
@@ -375,7 +382,16 @@ class Database:
         return []
 
     def _insert_submissions(self, v: Values) -> Iterable[Row]:
-        self.tables.submissions[len(self.tables.submissions)] = dict(v)
+        names = {
+            "client": "clients",
+            "idempotency_key": "idempotency_keys",
+            "body_hash": "body_hashes",
+            "document_id": "document_ids",
+            "saga_id": "saga_ids",
+            "source_uri": "source_uris",
+        }
+        for row in _rows(v, names):
+            self.tables.submissions[len(self.tables.submissions)] = row | {"run_id": v["run_id"]}
         return []
 
     def _copy_submissions(self, v: Values) -> Iterable[Row]:
@@ -428,6 +444,12 @@ _NULL_AT_FIRST = (
     "ended_at",
     "published_at",
 )
+
+
+def _rows(v: Values, names: Mapping[str, str]) -> list[Row]:
+    """The rows of `unnest`: column name -> the array it comes from."""
+    columns = [v[array] for array in names.values()]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _unfinished(saga: Row) -> bool:

@@ -31,7 +31,7 @@ class SimulatedLedger(Ledger):
         """There is nothing to give up."""
 
     @contextmanager
-    def transaction(self) -> Iterator[Transaction]:
+    def transaction(self, *, single: bool = False) -> Iterator[Transaction]:
         """One transaction, in one instant, unless the network loses the request or the answer."""
         fault = self._network.outcome("ledger", "transaction") if self._network else None
         if fault in ("refused", "lost"):

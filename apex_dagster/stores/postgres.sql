@@ -30,7 +30,7 @@ FROM admitted
 JOIN unnest(
     %(saga_ids)s::text[], %(document_ids)s::text[], %(versions)s::integer[], %(titles)s::text[],
     %(collections)s::text[], %(metadata)s::jsonb[], %(content_hashes)s::text[],
-    %(embedding_models)s::text[], %(embeddings)s::halfvec[], %(chunk_counts)s::integer[]
+    %(embedding_models)s::text[], %(embeddings)b::halfvec[], %(chunk_counts)s::integer[]
 ) AS v (saga_id, document_id, version, title, collection, metadata, content_hash,
         embedding_model, embedding, chunk_count) USING (saga_id)
 ORDER BY saga_id

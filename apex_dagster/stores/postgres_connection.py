@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import select
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -23,6 +22,7 @@ from apex_dagster.errors import (
     StoreRejected,
     StoreUnavailable,
 )
+from apex_dagster.sql import check_not_hung_up
 
 STORE = "postgres"
 _CONNECT_TIMEOUT_S = 10.0
@@ -121,7 +121,7 @@ class _RefusalAwarePool(ConnectionPool[BoundedConnection]):
             connection_class=BoundedConnection,
             min_size=0,
             max_size=size,
-            check=_check_not_hung_up,
+            check=check_not_hung_up,
             open=False,
             reconnect_timeout=0,  # the next caller tries again, rather than a timer
             num_workers=1,
@@ -195,19 +195,6 @@ def translate(error: psycopg.Error, *, after_s: float) -> ApexError:
     if not state and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return OutcomeUnknown(STORE, after_s=after_s)  # the connection was lost in mid-statement
     return StoreRejected(STORE, detail)
-
-
-def _check_not_hung_up(connection: BoundedConnection) -> None:
-    """The pool's question whether an idle connection still works, without asking the server.
-
-    Nothing is due on it, so something to read is the server's farewell; a round trip would cost
-    as much as a short query, and with a server that is silent, all the time there is.
-    """
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    if poll.poll(0):
-        connection.close()
-        raise psycopg.OperationalError("the server has closed the connection")
 
 
 def _first_line(error: psycopg.Error) -> str:

@@ -24,7 +24,7 @@ from apex_dagster.records import (
     SagaId,
     StagedVersion,
     VersionRef,
-    item_id,
+    item_ids,
 )
 from apex_dagster.sql import load_queries
 from apex_dagster.stores.fitness import (
@@ -206,9 +206,10 @@ def _copy_chunks(connection: BoundedConnection, versions: Sequence[StagedVersion
 
 def _chunk_rows(version: StagedVersion) -> Iterator[tuple[Any, ...]]:
     ref = version.ref
+    chunks = version.extraction.chunks
+    ids = item_ids(ref.saga_id, "chunk", (chunk.ordinal for chunk in chunks))
     halves = version.extraction.embeddings.astype(np.float16)
-    for chunk, half in zip(version.extraction.chunks, halves, strict=True):
-        chunk_id = item_id(ref.saga_id, "chunk", chunk.ordinal)
+    for chunk_id, chunk, half in zip(ids, chunks, halves, strict=True):
         owner = (chunk_id, ref.saga_id, ref.document_id, ref.version, "staged")
         yield (*owner, chunk.ordinal, chunk.start, chunk.end, chunk.text, HalfVector(half))
 

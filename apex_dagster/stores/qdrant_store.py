@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
+import orjson
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
@@ -28,7 +29,13 @@ from apex_dagster.stores.fitness import (
     text_fault,
 )
 from apex_dagster.stores.qdrant_connection import STORE, ClientPerProcess
-from apex_dagster.stores.qdrant_points import points_of, record_hash, request_sized
+from apex_dagster.stores.qdrant_points import (
+    Point,
+    insertion,
+    points_of,
+    record_hash,
+    request_sized,
+)
 from apex_dagster.stores.reading import Points
 
 _SERVER_VERSION_MIN = (1, 18)  # older ones ignore update_mode, and would overwrite committed points
@@ -83,12 +90,7 @@ class QdrantStore:
         try:
             with self._server.client() as client:
                 for points in request_sized(by_saga.values()):
-                    client.upsert(
-                        self._collection,
-                        points,
-                        update_mode=models.UpdateMode.INSERT_ONLY,
-                        wait=True,
-                    )
+                    self._insert(client, points)
                     sent += 1
         except ApexError as error:
             error.nothing_written &= sent == 0
@@ -230,6 +232,22 @@ class QdrantStore:
             yield from records
             if offset is None:
                 return
+
+    def _insert(self, client: QdrantClient, points: Sequence[Point]) -> None:
+        """What `client.upsert` does, with a body that is written in a quarter of the time."""
+        try:
+            body = insertion(points)
+        except orjson.JSONEncodeError as error:
+            raise StoreRejected(STORE, f"not JSON: {error}") from error
+        client.http.client.request(
+            type_=models.InlineResponse2008,
+            method="PUT",
+            url="/collections/{collection_name}/points",
+            path_params={"collection_name": self._collection},
+            params={"wait": "true"},
+            headers={"Content-Type": "application/json"},
+            content=body,
+        )
 
     def _create_collection(self, client: QdrantClient) -> None:
         vectors = models.VectorParams(size=self._embedding_dim, distance=models.Distance.DOT)

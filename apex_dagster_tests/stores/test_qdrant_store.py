@@ -196,7 +196,7 @@ class TestPoints:
         packs = list(qdrant_points.request_sized(versions))
         assert sum(map(len, packs)) == 1_248
         assert max(map(len, packs)) == qdrant_points.REQUEST_POINTS_MAX
-        sizes = [sum(len(p.model_dump_json()) for p in pack) for pack in packs]
+        sizes = [len(qdrant_points.insertion(pack)) for pack in packs]
         assert max(sizes) <= qdrant_points.REQUEST_BYTES_MAX
 
     def test_small_documents_share_one_request(self, make):
