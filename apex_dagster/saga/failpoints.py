@@ -20,7 +20,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from apex_dagster.errors import StoreRejected, StoreUnavailable
@@ -37,6 +37,8 @@ class _Failpoints:
         self._lock = threading.Lock()
         self._armed: dict[str, tuple[str, int | None]] = {}
         self._parked: dict[int, threading.Event] = {}  # by thread
+        # Told of every point that is passed; `apex_dagster.simulation` stops processes there.
+        self.observer: Callable[[str], None] | None = None
         self.arm(os.environ.get(VARIABLE, ""))
 
     def arm(self, text: str) -> None:
@@ -50,7 +52,9 @@ class _Failpoints:
             self._armed = armed
 
     def reach(self, point: str) -> None:
-        """Do what is armed for `point`; costs one dictionary look-up when nothing is."""
+        """Do what is armed for `point`; costs two look-ups when nothing is."""
+        if self.observer is not None:
+            self.observer(point)
         if not self._armed:
             return
         with self._lock:
@@ -112,3 +116,13 @@ def armed(text: str) -> Iterator[None]:
         yield
     finally:
         _failpoints.arm("")
+
+
+@contextmanager
+def observed(observer: Callable[[str], None]) -> Iterator[None]:
+    """Tell `observer` of each point that this process passes, for the length of the block."""
+    before, _failpoints.observer = _failpoints.observer, observer
+    try:
+        yield
+    finally:
+        _failpoints.observer = before

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
 from apex_dagster.errors import StoreConflict, StoreUnavailable
 from apex_dagster.saga.ledger import Ledger, Transaction
-from apex_dagster.simulation.database import Database, Row
+from apex_dagster.simulation.database import STATEMENTS, Database
 from apex_dagster.simulation.network import Network
-from apex_dagster.sql import load_queries
-
-_NAMES = {
-    text: f"{file}:{name}"
-    for file in ("ledger", "opening", "wakeup")
-    for name, text in load_queries("apex_dagster.saga", f"{file}.sql").items()
-}
+from apex_dagster.simulation.tables import Row
 
 
 class SimulatedLedger(Ledger):
@@ -33,22 +28,25 @@ class SimulatedLedger(Ledger):
     @contextmanager
     def transaction(self, *, single: bool = False) -> Iterator[Transaction]:
         """One transaction, in one instant, unless the network loses the request or the answer."""
-        fault = self._network.outcome("ledger", "transaction") if self._network else None
+        fault = self._network.outcome("ledger", _caller()) if self._network else None
         if fault in ("refused", "lost"):
             raise StoreUnavailable("ledger", "connection lost")
         if fault == "conflict":
             raise StoreConflict("ledger", "deadlock detected")
-        before = self._database.tables.copy()
-        try:
+        with self._database.transaction():
             yield cast("Transaction", _Connection(self._database))
-        except BaseException:
-            self._database.tables = before
-            raise
-        self._database.on_commit(before)
         if fault == "unanswered":
             raise StoreUnavailable("ledger", "connection lost during COMMIT")
         if self._network:
             self._network.answer()
+
+
+def _caller() -> str:
+    """The function that opened the transaction, to name it in traces and for traps: "pivot"."""
+    frame = sys._getframe(3)  # past this one, `transaction` and contextlib's __enter__
+    while frame.f_code.co_name == "_rows" and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_code.co_name
 
 
 class _Connection:
@@ -58,11 +56,7 @@ class _Connection:
         self._database = database
 
     def execute(self, query: str, values: Mapping[str, Any]) -> _Cursor:
-        return _Cursor(self._database, self._database.execute(_NAMES[query], values))
-
-    @contextmanager
-    def cursor(self) -> Iterator[_Cursor]:
-        yield _Cursor(self._database, [])
+        return _Cursor(self._database, self._database.execute(STATEMENTS[query], values))
 
 
 class _Cursor:
@@ -72,7 +66,3 @@ class _Cursor:
 
     def fetchall(self) -> list[Row]:
         return self._rows
-
-    def executemany(self, query: str, values: Sequence[Mapping[str, Any]]) -> None:
-        for each in values:
-            self._database.execute(_NAMES[query], each)

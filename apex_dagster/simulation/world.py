@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -44,7 +45,7 @@ class Process:
 
     def __init__(self, world: World, name: str) -> None:
         self.world, self.name = world, name
-        self.alive, self.stopped = True, False
+        self.alive, self.stopped, self.wakes_when_calm = True, False, True
         self.on_death: Callable[[], None] = lambda: None
         self._tasks: list[Task] = []
         self._held: list[Callable[[], None]] = []  # wake-ups that came while it was stopped
@@ -61,11 +62,14 @@ class Process:
     def stop(self, pause_s: float) -> None:
         """As by SIGSTOP, and SIGCONT after `pause_s`."""
         self.stopped = True
+        self.world.count("stops")
         self.world.note(f"{self.name} is stopped for {pause_s:.1f} s")
         self.world.at(pause_s, self.go_on)
 
     def go_on(self) -> None:
         """As by SIGCONT."""
+        if self.stopped and self.alive:
+            self.world.note(f"{self.name} goes on")
         self.stopped, held = False, self._held
         self._held = []
         for wake in held:
@@ -80,6 +84,7 @@ class Process:
         if not self.alive:
             return
         self.alive = False
+        self.world.count("deaths")
         self.world.note(f"{self.name} dies")
         self.world.at(0.0, self._bury)
 
@@ -101,6 +106,7 @@ class Task(greenlet):  # type: ignore[misc]
     def __init__(self, process: Process, run: Callable[[], object]) -> None:
         super().__init__(self._run, parent=process.world.hub)
         self.process, self._body = process, run
+        self.may_be_abandoned = False  # a call with a deadline, which somebody else waits for
         self._waits = 0  # every wake-up names the wait that it is meant for
 
     def sleep(self, delay_s: float) -> None:
@@ -156,6 +162,7 @@ class World:
     now_s: float = 0.0
     trace: list[str] = field(default_factory=list)
     processes: list[Process] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)  # what went wrong, by its kind
     on_step: Callable[[], None] = lambda: None  # called after everything that happens
 
     def __post_init__(self) -> None:
@@ -178,10 +185,11 @@ class World:
         self.now_s = until_s
 
     def calm(self) -> None:
-        """Fair weather from now on; whoever is stopped goes on."""
+        """Fair weather from now on; whoever is stopped goes on, but for those in a long trap."""
         self.weather = Weather()
         for process in self.processes:
-            process.go_on()
+            if process.wakes_when_calm:
+                process.go_on()
 
     def end(self) -> None:
         """Let go of everything that still waits."""
@@ -192,6 +200,11 @@ class World:
     def note(self, event: str) -> None:
         """Add a line to the trace."""
         self.trace.append(f"{self.now_s:10.3f} {event}")
+
+    def count(self, kind: str | None) -> None:
+        """Something went wrong once more."""
+        if kind:
+            self.counts[kind] += 1
 
     def trace_hash(self) -> str:
         """Equal for two runs if and only if the same things happened at the same times."""
@@ -214,6 +227,17 @@ class World:
             task.process.stop(self.random.uniform(1.0, weather.pause_s_max))
         slow_s = weather.slow_s_max if self.chance(weather.slow) else 0.02
         task.sleep(self.random.uniform(0.001, slow_s))
+
+    def strike(self, act: str, delay_s: float) -> None:
+        """Let the process that runs die, or stop for so long, here and now."""
+        task = current_task()
+        if act == "die":
+            task.process.die()
+        else:
+            # Recoveries have to be back for the bound that is checked after the faults.
+            task.process.wakes_when_calm = not task.process.name.startswith("run-")
+            task.process.stop(delay_s)
+        task.sleep(0.0)
 
 
 class VirtualPace:
@@ -243,7 +267,7 @@ class VirtualPace:
                 errors.append(error)
             self._world.at(0.0, wake)
 
-        caller.process.spawn(run)
+        caller.process.spawn(run).may_be_abandoned = True
         caller.wake_in(max(0.0, deadline - self._world.now_s))
         caller.wait()
         if errors:

@@ -1,0 +1,230 @@
+"""What each statement of `ledger.sql` does to the tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import timedelta
+
+from apex_dagster.simulation.tables import Row, Statements, Values
+
+_ENDED = ("completed", "compensated", "failed")
+
+
+class LedgerStatements(Statements):
+    """One method a statement; a row it returns is a row that the statement returns."""
+
+    # -- moves -------------------------------------------------------------------------------------
+
+    def _advance(self, v: Values) -> Iterable[Row]:
+        for saga_id, epoch, wrapped in sorted(
+            zip(v["saga_ids"], v["epochs"], v["details"], strict=True), key=lambda move: move[0]
+        ):
+            saga = self.tables.sagas.get(saga_id)
+            if saga and saga["epoch"] == epoch and saga["status"] in v["source"]:
+                yield self._move(saga, v, json.loads(json.dumps(wrapped.obj)))
+
+    def _move(self, saga: Row, v: Values, detail: Row) -> Row:
+        now, target, step = self.now(), v["target"], v["step"]
+        undo = v["records"] == "undone_step"
+        moved = saga | {
+            "status": target or saga["status"],
+            "epoch": saga["epoch"] + v["epoch_step"],
+            "takeovers": saga["takeovers"] + v["takeover"],
+            "current_step": saga["current_step"] if undo else step or saga["current_step"],
+            "replaces_saga_id": detail.get("replaces_saga_id") or saga["replaces_saga_id"],
+            "run_id": v["run_id"] or saga["run_id"],
+            "updated_at": now,
+            "event_seq": saga["event_seq"] + 1,
+        }
+        if v["records"] == "completed_step":
+            moved["completed_steps"] = saga["completed_steps"] | {step: detail}
+        elif undo:
+            moved["undone_steps"] = saga["undone_steps"] | {step: detail}
+        elif v["records"] == "error":
+            moved["error"] = detail
+        elif target == "completed":
+            moved["error"] = None
+        if v["owner"] is not None:
+            moved["lease_owner"] = v["owner"]
+            moved["lease_expires_at"] = now + timedelta(seconds=v["lease_s"])
+        if target is not None:
+            moved["ended_at"] = now if target in _ENDED else None
+        if v["event"] == "saga_published":
+            moved["published_at"] = now
+        self.tables.events[saga["saga_id"], moved["event_seq"]] = {
+            "saga_id": saga["saga_id"],
+            "seq": moved["event_seq"],
+            "event": v["event"],
+            "step": step,
+            "status": moved["status"],
+            "epoch": moved["epoch"],
+            "detail": detail,
+            "at": now,
+        }
+        return self._put(moved)
+
+    # -- ownership ---------------------------------------------------------------------------------
+
+    def _held_sagas(self, v: Values) -> Iterable[Row]:
+        mine = [saga for saga in self._chosen(v) if saga["lease_owner"] == v["owner"]]
+        return [self._renewed(saga, v) for saga in mine]
+
+    def _renew_leases(self, v: Values) -> Iterable[Row]:
+        mine = [saga for saga in self._all() if saga["lease_owner"] == v["owner"]]
+        return [self._renewed(s, v) for s in mine if s["status"] != "pending" and is_unfinished(s)]
+
+    def _renewed(self, saga: Row, v: Values) -> Row:
+        expires_at = self.now() + timedelta(seconds=v["lease_s"])
+        return self._put(saga | {"lease_expires_at": expires_at})
+
+    def _expired_sagas(self, v: Values) -> Iterable[Row]:
+        return [s for s in self._all() if is_unfinished(s) and self._expired(s)][: v["limit"]]
+
+    def _expired_among(self, v: Values) -> Iterable[Row]:
+        dead = v["dead_owner"]
+        return [
+            saga
+            for saga in self._chosen(v)
+            if self._expired(saga) or (dead is not None and saga["lease_owner"] == dead)
+        ]
+
+    def _expired(self, saga: Row) -> bool:
+        return saga["lease_expires_at"] is not None and saga["lease_expires_at"] < self.now()
+
+    # -- the pivot and what follows ----------------------------------------------------------------
+
+    def _lock_sagas(self, v: Values) -> Iterable[Row]:
+        return self._chosen(v)
+
+    def _lock_documents(self, v: Values) -> Iterable[Row]:
+        for document in self._documents(v):
+            live = self.tables.sagas.get(document["live_saga_id"] or "")
+            yield {
+                "document_id": document["document_id"],
+                "live_version": document["live_version"],
+                "live_saga_id": document["live_saga_id"],
+                "live_arrival": live["arrival"] if live else None,
+                "live_is_unpublished": live is not None and live["published_at"] is None,
+            }
+
+    def _point_documents(self, v: Values) -> Iterable[Row]:
+        columns = (v["document_ids"], v["versions"], v["saga_ids"], v["content_hashes"])
+        for document_id, version, saga_id, content_hash in zip(*columns, strict=True):
+            self.tables.documents[document_id] = self.tables.documents[document_id] | {
+                "live_version": version,
+                "live_saga_id": saga_id,
+                "content_hash": content_hash,
+            }
+        return []
+
+    def _publications(self, v: Values) -> Iterable[Row]:
+        for saga in self._chosen(v):
+            if self.tables.documents[saga["document_id"]]["live_saga_id"] != saga["saga_id"]:
+                continue
+            old = self.tables.sagas.get(saga["replaces_saga_id"] or "")
+            yield {
+                "saga_id": saga["saga_id"],
+                "document_id": saga["document_id"],
+                "version": saga["version"],
+                "replaced_saga_id": old["saga_id"] if old else None,
+                "replaced_version": old["version"] if old else None,
+            }
+
+    # -- sweeps and quarantine ---------------------------------------------------------------------
+
+    def _schedule_sweeps(self, v: Values) -> Iterable[Row]:
+        for saga_id in v["saga_ids"]:
+            for delay_s in v["delays_s"]:
+                due_at = self.now() + timedelta(seconds=delay_s)
+                row = {"saga_id": saga_id, "due_at": due_at, "reason": v["reason"]}
+                self.tables.sweeps.setdefault((saga_id, due_at), row)
+        return []
+
+    def _due_sweeps(self, v: Values) -> Iterable[Row]:
+        due = []
+        for sweep in self.tables.sweeps.values():
+            saga = self.tables.sagas[sweep["saga_id"]]
+            document = self.tables.documents[saga["document_id"]]
+            if sweep["due_at"] < self.now() and _is_dead(saga, document):
+                ref = {name: saga[name] for name in ("saga_id", "document_id", "version")}
+                due.append(ref | {"due_at": sweep["due_at"]})
+        return sorted(due, key=lambda row: row["due_at"])[: v["limit"]]
+
+    def _finish_sweeps(self, v: Values) -> Iterable[Row]:
+        for key in zip(v["saga_ids"], v["due_ats"], strict=True):
+            self.tables.sweeps.pop(key, None)
+        return []
+
+    def _drop_extractions(self, v: Values) -> Iterable[Row]:
+        for saga in self._chosen(v):
+            if saga["status"] == "completed":
+                self.tables.extractions.pop(saga["saga_id"], None)
+        return []
+
+    def _announce(self, v: Values) -> Iterable[Row]:
+        return []  # nobody waits here
+
+    def _quarantine(self, v: Values) -> Iterable[Row]:
+        for saga in self._chosen(v):
+            error = saga["error"] or {}
+            self.tables.quarantine[saga["saga_id"]] = {
+                "saga_id": saga["saga_id"],
+                "document_id": saga["document_id"],
+                "error_class": error.get("class") or "unexpected",
+                "released_at": None,
+            }
+        return []
+
+    # -- extractions -------------------------------------------------------------------------------
+
+    def _submitted_documents(self, v: Values) -> Iterable[Row]:
+        rows = self._extractions(v)
+        return [row for row in rows if row["body"] is None]
+
+    def _store_extractions(self, v: Values) -> Iterable[Row]:
+        stored = []
+        for saga_id, epoch, body in zip(v["saga_ids"], v["epochs"], v["bodies"], strict=True):
+            saga, row = self.tables.sagas[saga_id], self.tables.extractions.get(saga_id)
+            if row and saga["epoch"] == epoch and saga["status"] == "in_progress":
+                self.tables.extractions[saga_id] = row | {"body": body, "source": None}
+                stored.append({"saga_id": saga_id})
+        return stored
+
+    def _extraction_bodies(self, v: Values) -> Iterable[Row]:
+        return [row for row in self._extractions(v) if row["body"] is not None]
+
+    def _extractions(self, v: Values) -> list[Row]:
+        tables = self.tables.extractions
+        return [tables[saga_id] for saga_id in sorted(set(v["saga_ids"])) if saga_id in tables]
+
+    # -- looking -----------------------------------------------------------------------------------
+
+    def _sagas_by_id(self, v: Values) -> Iterable[Row]:
+        return self._chosen(v)
+
+    def _saga_by_id(self, v: Values) -> Iterable[Row]:
+        return self._chosen({"saga_ids": [v["saga_id"]]})
+
+    def _sagas_of_run(self, v: Values) -> Iterable[Row]:
+        found = [saga for saga in self._all() if saga["run_id"] == v["run_id"]]
+        return sorted(found, key=lambda saga: saga["arrival"])
+
+    def _pointers(self, v: Values) -> Iterable[Row]:
+        return self._documents(v)
+
+    def _events(self, v: Values) -> Iterable[Row]:
+        events = self.tables.events.values()
+        return [event for event in events if event["saga_id"] == v["saga_id"]]
+
+
+def is_unfinished(saga: Row) -> bool:
+    """Whether somebody has to drive it on when its owner falls silent."""
+    unpublished = saga["status"] == "completed" and saga["published_at"] is None
+    return unpublished or saga["status"] in ("pending", "in_progress", "compensating")
+
+
+def _is_dead(saga: Row, document: Row) -> bool:
+    published = saga["status"] == "completed" and saga["published_at"] is not None
+    ended = published or saga["status"] == "compensated"
+    return bool(ended and document["live_saga_id"] != saga["saga_id"])
