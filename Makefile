@@ -4,7 +4,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 COMPILE = $(BIN)/uv pip compile --quiet --generate-hashes --no-header --no-annotate --python-version 3.11
 # Two workers suit two cores, and share the servers that the first of them starts.
-PYTEST_ARGS ?= -n 2
+# `loadgroup`: tests that share one `dagster dev` stay on one worker, so that it starts once.
+PYTEST_ARGS ?= -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test check fmt bench lock env down clean

@@ -9,6 +9,7 @@ ApexError
 ├── TerminalError           it never will: compensate and report
 │   ├── DocumentRejected        this document is unreadable, empty, too large, malformed
 │   └── StoreRejected           the store refuses what it was given: wrong dimension, invalid value
+├── LeaseLost               others drive these sagas now: let go of them
 ├── StageMissing            a publish found nothing staged: stage again, then publish
 ├── CompensationFailed      an undo used up its retries: an operator is needed
 ├── InvalidInput            a caller's argument or setting cannot be used; the message says what can
@@ -84,6 +85,14 @@ class StoreRejected(TerminalError):
     def __init__(self, store: str, detail: str, *, document_ids: Sequence[str] = ()) -> None:
         super().__init__(f"{store} refused the write: {detail}")
         self.store, self.document_ids = store, tuple(document_ids)
+
+
+class LeaseLost(ApexError):
+    """Somebody else drives these sagas since their leases ran out."""
+
+    def __init__(self, owner: str | None, saga_ids: Sequence[str]) -> None:
+        super().__init__(f"{owner} has lost its lease of {', '.join(saga_ids)}")
+        self.saga_ids = tuple(saga_ids)
 
 
 class StageMissing(ApexError):

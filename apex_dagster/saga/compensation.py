@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import structlog
 
-from apex_dagster.errors import TransientError
+from apex_dagster.errors import LeaseLost, TransientError
 from apex_dagster.records import SagaId
 from apex_dagster.saga import states
 from apex_dagster.saga.engine import (
@@ -191,12 +191,13 @@ class Compensation:
     def _revert(
         self, step: SagaStep, sagas: Sequence[Saga]
     ) -> tuple[dict[SagaId, dict[str, Any]], dict[SagaId, dict[str, Any]]]:
-        """What was removed, and what went wrong, by saga; together they cover `sagas`."""
+        """What was removed, and what went wrong, by saga; those in neither belong to others now."""
         if not sagas:
             return {}, {}
 
         def write() -> Mapping[SagaId, int]:
             reach(f"undoing:{step.name}")
+            self._engine.assure_leases(sagas)
             removed = step.undo([saga.ref for saga in sagas])
             reach(f"undo_sent:{step.name}")
             return removed
@@ -204,6 +205,8 @@ class Compensation:
         try:
             removed = call_with_retry(write, self._retry, name=f"undo {step.name}")
             return {s.saga_id: {"removed": removed.get(s.saga_id, 0)} for s in sagas}, {}
+        except LeaseLost as lost:
+            return self._revert(step, [s for s in sagas if s.saga_id not in lost.saga_ids])
         except Exception as error:
             if len(sagas) > 1 and not isinstance(error, TransientError):
                 parts = [self._revert(step, [saga]) for saga in sagas]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -19,6 +20,7 @@ import structlog
 from apex_dagster.errors import (
     ApexError,
     CompensationFailed,
+    LeaseLost,
     StageMissing,
     StoreRejected,
     TransientError,
@@ -71,6 +73,8 @@ class SagaEngine:
         self.ledger, self.steps = ledger, tuple(steps)
         self.step_names = tuple(step.name for step in steps)
         self._retry, self._lease_s, self._grace_s = retry, lease_s, grace_s
+        # What a request to a store may take. Leases shorter than two of these are for tests.
+        self._request_s = min(retry.timeout_s, lease_s / 2)
 
     @contextmanager
     def lease(self, owner: str) -> Iterator[None]:
@@ -120,6 +124,7 @@ class SagaEngine:
             step=step.name,
             duration_ms=duration_ms,
         )
+        self._sweep_late_writes([s for s in started if s.saga_id in receipts], alive)
         failed = self.fail([s for s in started if s.saga_id in failures], failures)
         reach(f"recorded:{step.name}")
         return Staging(alive=alive, failed=failed)
@@ -127,7 +132,7 @@ class SagaEngine:
     def _stage(
         self, step: SagaStep, sagas: Sequence[Saga], untouched: bool = True
     ) -> tuple[dict[SagaId, Mapping[str, Any]], dict[SagaId, Failure]]:
-        """Receipts and failures by saga; together they cover the batch.
+        """Receipts and failures by saga; those in neither belong to others now.
 
         `untouched`: no attempt so far can have left anything of the batch in the store.
         """
@@ -137,6 +142,8 @@ class SagaEngine:
         def write() -> dict[SagaId, Mapping[str, Any]]:
             nonlocal untouched
             reach(f"started:{step.name}")
+            self.assure_leases(sagas)
+            reach(f"sending:{step.name}")
             before, untouched = untouched, False
             try:
                 receipts = step.stage([saga.ref for saga in sagas])
@@ -148,6 +155,11 @@ class SagaEngine:
 
         try:
             return call_with_retry(write, self._retry, name=step.name), {}
+        except LeaseLost as lost:
+            if not untouched:
+                self._sweep_late_writes([s for s in sagas if s.saga_id in lost.saga_ids], [])
+            rest = [saga for saga in sagas if saga.saga_id not in lost.saga_ids]
+            return self._stage(step, rest, untouched)
         except TransientError as error:
             failure = Failure.of(error, step.name, nothing_written=untouched)
             return {}, {saga.saga_id: failure for saga in sagas}
@@ -190,6 +202,7 @@ class SagaEngine:
         failed += self._fail_at_pivot(second.blocked, _blocked)
         completed = first.completed + second.completed
         completed = self._with_unknown_outcomes(sagas, completed, owner=owner)
+        self._report_lost(sagas, completed + failed)
         return Commit(completed=self.publish(completed), failed=failed)
 
     def _pivot(self, sagas: Sequence[Saga]) -> Pivoted:
@@ -251,6 +264,7 @@ class SagaEngine:
             "close_published",
         )
         reach("closed")
+        self._sweep_late_writes(done, published)
         known = {saga.saga_id for saga in published}
         for saga in published:
             log.info("saga_completed", **_fields(saga), duration_ms=saga.duration_ms)
@@ -262,16 +276,25 @@ class SagaEngine:
         """Those that the step has published; the others are logged, and tried again by recovery."""
         if not publications:
             return []
+        ids = {publication.ref.saga_id for publication in publications}
+        held = [saga for saga in sagas if saga.saga_id in ids]
+
+        def write() -> None:
+            self.assure_leases(held)
+            self._publish_or_restage(step, publications)
+
         try:
-            call_with_retry(
-                lambda: self._publish_or_restage(step, publications), self._retry, name=step.name
-            )
+            call_with_retry(write, self._retry, name=step.name)
             return list(publications)
+        except LeaseLost as lost:  # whoever has them now publishes them
+            self._sweep_late_writes([s for s in held if s.saga_id in lost.saga_ids], [])
+            rest = [p for p in publications if p.ref.saga_id not in lost.saga_ids]
+            return self._publish_step(step, rest, sagas)
         except Exception as error:
             if len(publications) > 1 and not isinstance(error, TransientError):
                 parts = [self._publish_step(step, [one], sagas) for one in publications]
                 return [publication for part in parts for publication in part]
-            self._report_unpublished(step, publications, sagas, error)
+            self._report_unpublished(step, held, error)
             return []
 
     def _publish_or_restage(self, step: SagaStep, publications: Sequence[Publication]) -> None:
@@ -283,19 +306,39 @@ class SagaEngine:
             step.publish(publications)
         reach(f"publish_sent:{step.name}")
 
-    def _report_unpublished(
-        self,
-        step: SagaStep,
-        publications: Sequence[Publication],
-        sagas: Sequence[Saga],
-        error: Exception,
-    ) -> None:
+    def _report_unpublished(self, step: SagaStep, sagas: Sequence[Saga], error: Exception) -> None:
         failure = Failure.of(error, step.name).as_detail()
-        ids = {publication.ref.saga_id for publication in publications}
-        group = [saga for saga in sagas if saga.saga_id in ids]
-        details = {saga.saga_id: failure for saga in group}
-        for saga in self.move(states.PUBLISH_FAILED, group, details=details):
+        details = {saga.saga_id: failure for saga in sagas}
+        for saga in self.move(states.PUBLISH_FAILED, sagas, details=details):
             log.error("publish_failed", **_fields(saga), step_name=step.name, error=failure)
+
+    # -- leases ------------------------------------------------------------------------------------
+
+    def assure_leases(self, sagas: Sequence[Saga]) -> None:
+        """Raise LeaseLost for those that others drive by now. To be called before a request to a
+        store, so that no request outlasts its lease: one that might is preceded by a renewal."""
+        short = [s for s in sagas if self.ledger.leases.remaining_s(s.saga_id) < self._request_s]
+        for owner in sorted({saga.lease_owner or "" for saga in short}):
+            mine = {saga.saga_id: saga for saga in short if (saga.lease_owner or "") == owner}
+            held = self.ledger.held(list(mine), owner=owner)
+            kept = [saga for saga in held if saga.epoch == mine[saga.saga_id].epoch]
+            if lost := self._report_lost(list(mine.values()), kept):
+                raise LeaseLost(owner, [saga.saga_id for saga in lost])
+
+    def _sweep_late_writes(self, written: Sequence[Saga], moved: Sequence[Saga]) -> None:
+        """Have swept what was written for sagas that turn out to be somebody else's: those of
+        `written` that are not among `moved`."""
+        if lost := self._report_lost(written, moved):
+            again = partial(self.ledger.sweep_again, lost, grace_s=self._grace_s)
+            self.retried(again, "sweep_again")
+
+    def _report_lost(self, sagas: Sequence[Saga], moved: Sequence[Saga]) -> list[Saga]:
+        """Say which of `sagas` the ledger did not let this owner move."""
+        known = {saga.saga_id for saga in moved}
+        lost = [saga for saga in sagas if saga.saga_id not in known]
+        for saga in lost:
+            log.warning("lease_lost", **_fields(saga), lease_owner=saga.lease_owner)
+        return lost
 
     # -- the ledger, with retries ----------------------------------------------------------------
 

@@ -1,17 +1,18 @@
 """Named points in the engine where a test or an operator's drill makes it crash, fail or hang.
 
 APEX_FAILPOINTS="written:qdrant_write=kill;pivoted=raise" arms points from the environment. The
-actions: `kill` (SIGKILL to this very process), `raise` (SimulatedCrash, which no handler of the
+actions: `kill` (SIGKILL to this very process), `stop` (SIGSTOP: whoever sends SIGCONT makes it a
+zombie that goes on), `raise` (SimulatedCrash, which no handler of the
 engine catches), `unavailable` and `reject` (the error classes of a store that is down or refuses),
 `hang:SECONDS`, and `park` (wait until `release()`: what the thread was about to do happens late). A
 trailing `*N` lets a point act N times only: `started:redis_write=unavailable*2`.
 
 Points, in the order of a saga's life, `{step}` being a saga step: `opened`, `claimed`, `extracted`,
-`started:{step}`, `sent:{step}` (the store has it, the caller was not told), `written:{step}`,
-`recorded:{step}`, `staged`, `pivoting` (in its transaction, before the commit), `pivoted`,
-`publishing:{step}`, `publish_sent:{step}`, `published:{step}`, `marked` (published everywhere, not
-yet recorded), `closed`; and `compensating`, `undoing:{step}`, `undo_sent:{step}`, `undone:{step}`,
-`undo_recorded:{step}`, `undone`.
+`started:{step}`, `sending:{step}` (the lease was just looked at), `sent:{step}` (the store has it,
+the caller was not told), `written:{step}`, `recorded:{step}`, `staged`, `pivoting` (in its
+transaction, before the commit), `pivoted`, `publishing:{step}`, `publish_sent:{step}`,
+`published:{step}`, `marked` (published everywhere, not yet recorded), `closed`; and `compensating`,
+`undoing:{step}`, `undo_sent:{step}`, `undone:{step}`, `undo_recorded:{step}`, `undone`.
 """
 
 from __future__ import annotations
@@ -92,6 +93,9 @@ def _act(action: str, point: str) -> None:
     name, _, argument = action.partition(":")
     if name == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif name == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(0.2)  # another thread may take the signal, and this one run on for a moment
     elif name == "raise":
         raise SimulatedCrash(point)
     elif name == "unavailable":

@@ -22,6 +22,7 @@ from apex_dagster.errors import StoreConflict, StoreRejected, StoreUnavailable
 from apex_dagster.records import Document, Publication, SagaId, VersionRef
 from apex_dagster.saga import states
 from apex_dagster.saga.failpoints import reach
+from apex_dagster.saga.lease import LeaseClock
 from apex_dagster.saga.saga import Saga
 from apex_dagster.saga.states import Move, Status
 from apex_dagster.saga.wakeup import announce_ended
@@ -64,6 +65,7 @@ class Ledger:
         self, postgres_url: str, *, lease_s: float = 60.0, timeout_s: float = 10.0
     ) -> None:
         self.lease_s = lease_s
+        self.leases = LeaseClock(lease_s)
         self._pool = ConnectionPool(
             postgres_url,
             min_size=0,
@@ -144,7 +146,7 @@ class Ledger:
                     takeover=takeover,
                     tx=tx,
                 )
-        found = details or {}
+        found, asked_at = details or {}, self.leases.now()
         moved = _sagas(
             tx,
             "advance",
@@ -163,6 +165,8 @@ class Ledger:
             run_id=run_id,
             lease_s=self.lease_s,
         )
+        if owner:
+            self.leases.granted((saga.saga_id for saga in moved), asked_at=asked_at)
         if move in _ENDS:
             announce_ended(tx, [saga.saga_id for saga in moved])
         return moved
@@ -228,16 +232,20 @@ class Ledger:
 
     def held(self, saga_ids: Sequence[str], *, owner: str) -> list[Saga]:
         """Those that `owner` still holds, in any status, with their leases renewed."""
+        asked_at = self.leases.now()
         with self.transaction(single=True) as tx:
-            return _sagas(
+            held = _sagas(
                 tx, "held_sagas", saga_ids=list(saga_ids), owner=owner, lease_s=self.lease_s
             )
+        self.leases.granted((saga.saga_id for saga in held), asked_at=asked_at)
+        return held
 
     def renew(self, owner: str) -> int:
         """Renew all leases of `owner`; how many there were."""
-        with self.transaction(single=True) as tx:
-            values = {"owner": owner, "lease_s": self.lease_s}
-            return tx.execute(_SQL["renew_leases"], values).rowcount
+        asked_at = self.leases.now()
+        rows = self._rows("renew_leases", owner=owner, lease_s=self.lease_s)
+        self.leases.granted((row["saga_id"] for row in rows), asked_at=asked_at)
+        return len(rows)
 
     def take_over(
         self,
@@ -343,6 +351,22 @@ class Ledger:
         ids = sorted({saga.saga_id for saga in quarantined} & moved)
         tx.execute(_SQL["quarantine"], {"saga_ids": ids})
         return ended
+
+    def sweep_again(self, sagas: Sequence[Saga], *, grace_s: float) -> None:
+        """Have those of the sagas swept soon that are dead or superseded: a store may have been
+        written to on their behalf after it was swept.
+
+        Those that are open or live are left alone: what ends them schedules their sweeps.
+        """
+        with self.transaction() as tx:
+            now = _sagas(tx, "sagas_by_id", saga_ids=[saga.saga_id for saga in sagas])
+            document_ids = [saga.document_id for saga in now]
+            rows = tx.execute(_SQL["pointers"], {"document_ids": document_ids}).fetchall()
+            live = {row["live_saga_id"] for row in rows}
+            dead = [s.saga_id for s in now if s.status is Status.COMPENSATED]
+            replaced = [s.saga_id for s in now if s.published_at and s.saga_id not in live]
+            _schedule_sweeps(tx, dead, [0.0], "compensated")
+            _schedule_sweeps(tx, replaced, [grace_s], "superseded")
 
     def due_sweeps(self, *, limit: int = 200) -> list[DueSweep]:
         """Sweeps to do now, the longest overdue first."""

@@ -94,6 +94,7 @@ WHERE saga_id IN (
     WHERE lease_owner = %(owner)s
       AND (status IN ('in_progress', 'compensating') OR (status = 'completed' AND published_at IS NULL))
     ORDER BY saga_id FOR NO KEY UPDATE)
+RETURNING saga_id
 
 -- expired_sagas --
 -- SKIP LOCKED lets several recoveries run side by side without queueing behind each other.

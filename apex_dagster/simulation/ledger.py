@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
 from apex_dagster.errors import StoreConflict, StoreUnavailable
+from apex_dagster.records import SagaId
+from apex_dagster.saga.lease import LeaseClock
 from apex_dagster.saga.ledger import Ledger, Transaction
 from apex_dagster.simulation.database import STATEMENTS, Database
 from apex_dagster.simulation.network import Network
@@ -19,7 +22,7 @@ class SimulatedLedger(Ledger):
 
     def __init__(self, database: Database, network: Network | None, *, lease_s: float) -> None:
         # Not the parent's: there is no pool of connections, and what still asks for one shall fail.
-        self.lease_s = lease_s
+        self.lease_s, self.leases = lease_s, _NoClock(lease_s)
         self._database, self._network = database, network
 
     def close(self) -> None:
@@ -47,6 +50,16 @@ def _caller() -> str:
     while frame.f_code.co_name == "_rows" and frame.f_back is not None:
         frame = frame.f_back
     return frame.f_code.co_name
+
+
+class _NoClock(LeaseClock):
+    """No owner notices that its lease is over: safety has to rest on epochs, conditions and ids."""
+
+    def granted(self, saga_ids: Iterable[SagaId], *, asked_at: float) -> None:
+        pass
+
+    def remaining_s(self, saga_id: SagaId) -> float:
+        return math.inf
 
 
 class _Connection:

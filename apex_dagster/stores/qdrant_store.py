@@ -4,7 +4,9 @@ Qdrant has no transactions and cannot compare a point with another, so two guard
 and then acted on: that nothing newer is published, and that something is staged. What can slip
 through is one case: a stage request delivered late, after the version was removed, whose points are
 then marked by a publisher that was paused in between. Direct readers of Qdrant may see such
-points until the sweep; reads through the project check the pointer and do not.
+points until that publisher learns from the ledger that it lost its lease, and APEX_GRACE_S longer;
+if it dies before, until the sweep an hour after the removal. Reads through the project check the
+pointer and do not.
 """
 
 from __future__ import annotations

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from dataclasses import asdict
 
 import pytest
-from pydantic import SecretStr
 
 from apex_dagster.composition import Application
 from apex_dagster.saga.failpoints import SimulatedCrash, armed
@@ -20,6 +14,7 @@ from apex_dagster.saga.states import Status
 from apex_dagster.settings import Endpoints
 from apex_dagster_tests.applications import BuildApplication, assert_whole
 from apex_dagster_tests.documents import submission
+from apex_dagster_tests.ingestion.victim import WAIT_S, start_victim
 
 STEPS = ("neo4j_write", "postgres_write", "qdrant_write", "redis_write")
 FORWARD = [
@@ -77,7 +72,8 @@ def test_kill_9_of_the_process_is_finished_by_recovery(
     app = build_application(lease_s=1.0)
     app.ingestion.ingest([submission(unique)], owner="before")
     victim = start_victim(app, endpoints, unique, failpoints=f"{point}=kill")
-    assert victim.returncode == -signal.SIGKILL, victim.stderr
+    output, _ = victim.communicate(timeout=WAIT_S)
+    assert victim.returncode == -signal.SIGKILL, output
     assert recover(app, unique).status is Status.COMPLETED
     app.ingestion.sweep()
     assert_whole(app, unique)
@@ -127,29 +123,3 @@ def recover(app: Application, document_id: str) -> Saga:
             return saga
         time.sleep(LEASE_S / 10)
     raise AssertionError(f"{document_id} was not recovered: {saga}")
-
-
-def start_victim(
-    app: Application, endpoints: Endpoints, document_id: str, *, failpoints: str
-) -> subprocess.CompletedProcess[str]:
-    """Ingest the second edition in a process of its own, and wait for its end."""
-    values = {
-        name: value.get_secret_value() if isinstance(value, SecretStr) else value
-        for name, value in asdict(endpoints).items()
-    }
-    return subprocess.run(
-        [sys.executable, "-m", "apex_dagster_tests.ingestion.crash_driver", document_id, "2"],
-        env=os.environ
-        | {
-            "APEX_TEST_ENDPOINTS": json.dumps(values),
-            "APEX_FAILPOINTS": failpoints,
-            "APEX_LEASE_S": "1",
-            "APEX_HOME": str(app.settings.home),
-            "APEX_QDRANT_COLLECTION": app.settings.qdrant_collection,
-            "APEX_REDIS_PREFIX": app.settings.redis_prefix,
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )

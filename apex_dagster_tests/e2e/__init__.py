@@ -1,0 +1,1 @@
+"""Tests of the whole: a real `dagster dev`, driven as its UI does."""
