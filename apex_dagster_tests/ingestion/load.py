@@ -10,15 +10,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from apex_dagster.chaos.history import Pivot, Read
+from apex_dagster.chaos.pivots import pivots
 from apex_dagster.composition import Application
 from apex_dagster.extraction.content_hash import content_hash
 from apex_dagster.ingestion.read import DocumentReader
-from apex_dagster.records import VersionRef
 from apex_dagster.saga.failpoints import SimulatedCrash, armed
 from apex_dagster.saga.states import Status
 from apex_dagster.stores.reading import LiveVersion, SnapshotReader
 from apex_dagster_tests.ingestion.contents import edition, seen, submitted
-from apex_dagster_tests.ingestion.history import Pivot, Read
 
 STEPS = ("neo4j_write", "postgres_write", "qdrant_write", "redis_write")
 FAULTS = (
@@ -84,28 +84,8 @@ class Load:
         self._drain()
 
     def pivots(self) -> list[Pivot]:
-        """What became live and when, from the ledger: between its event and the one after it."""
-        with self.app.ledger.transaction() as tx:
-            rows = tx.execute(
-                "SELECT s.document_id, s.version, s.saga_id, s.content_hash,"
-                " extract(epoch FROM e.at)::float8 AS began,"
-                " coalesce(extract(epoch FROM next.at)::float8, 'infinity') AS ended"
-                " FROM apex.saga_event e JOIN apex.saga_state s USING (saga_id)"
-                " LEFT JOIN apex.saga_event next"
-                " ON next.saga_id = e.saga_id AND next.seq = e.seq + 1"
-                " WHERE e.event = 'saga_completed'"
-            ).fetchall()
-        return [
-            Pivot(
-                ref=VersionRef(
-                    document_id=row["document_id"], version=row["version"], saga_id=row["saga_id"]
-                ),
-                began=row["began"],
-                ended=row["ended"],
-                content=self._content[row["content_hash"]],
-            )
-            for row in rows
-        ]
+        """What became live and when."""
+        return pivots(self.app.ledger, self._content)
 
     def _was_eventful(self) -> bool:
         return all(self.counts[event] for event in EVENTS)

@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from apex_dagster.chaos.history import violations
 from apex_dagster.composition import Application
 from apex_dagster.errors import IncompleteVersion
 from apex_dagster.ingestion.read import DocumentReader
@@ -18,7 +19,6 @@ from apex_dagster.stores.redis_store import RedisStore
 from apex_dagster_tests.applications import BuildApplication
 from apex_dagster_tests.documents import submission
 from apex_dagster_tests.ingestion.contents import edition, seen, submitted
-from apex_dagster_tests.ingestion.history import violations
 from apex_dagster_tests.ingestion.load import Load, SlowSnapshots
 
 # `APEX_TEST_HISTORY_S=600 pytest apex_dagster_tests/ingestion/test_read.py` for longer.

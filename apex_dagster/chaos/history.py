@@ -80,7 +80,7 @@ def _faults(read: Read, versions: Sequence[Pivot]) -> Iterator[str]:
     if position >= 0:
         live = versions[position]
         for store, seen in sorted(read.parts.items()):
-            if seen.fingerprint != live.content[store]:
+            if seen.fingerprint != live.content.get(store):
                 yield f"{store} shows other content than version {live.ref.version} has"
         if read.ended < live.began:
             yield f"version {live.ref.version} before it was live"

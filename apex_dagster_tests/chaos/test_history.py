@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from apex_dagster.chaos.history import Pivot, Read, Seen, violations
 from apex_dagster_tests.applications import version_ref
-from apex_dagster_tests.ingestion.history import Pivot, Read, Seen, violations
 
 ALL = ("neo4j", "postgres", "qdrant", "redis")
 
