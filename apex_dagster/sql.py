@@ -1,5 +1,5 @@
-"""Named queries kept in .sql files, where editors and database people can read them; and the
-question whether a connection still works."""
+"""Named queries kept in .sql and .cypher files, where editors and database people can read them;
+and the question whether a connection still works."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from typing import Any, LiteralString, cast
 
 import psycopg
 
-_HEADER = re.compile(r"^-- (\w+) --$", re.MULTILINE)
+_HEADER = re.compile(r"^(?:-- (\w+) --|// (\w+) //)$", re.MULTILINE)
 
 
 def load_queries(package: str, file_name: str) -> dict[str, LiteralString]:
-    """Read `file_name` of `package` and return {name: SQL}.
+    """Read `file_name` of `package` and return {name: query}.
 
-    A line `-- name --` starts each query; what stands before the first is the file's own comment.
+    A line `-- name --`, or `// name //` in Cypher, starts each query; what stands before the first
+    is the file's own comment.
     """
     text = resources.files(package).joinpath(file_name).read_text(encoding="utf-8")
     parts = _HEADER.split(text)
     # Shipped with the package, so as good as a literal: no part of it comes from a user.
     return {
-        name: cast(LiteralString, query.strip())
-        for name, query in zip(parts[1::2], parts[2::2], strict=True)
+        sql_name or cypher_name: cast(LiteralString, query.strip())
+        for sql_name, cypher_name, query in zip(parts[1::3], parts[2::3], parts[3::3], strict=True)
     }
 
 

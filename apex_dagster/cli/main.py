@@ -33,6 +33,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "Try the saga code under a virtual clock and injected faults.",
         ),
         "bench": ("apex_dagster.cli.bench:bench", "Measure what documents cost, and why."),
+        "chaos": (
+            "apex_dagster.cli.chaos:chaos",
+            "Ingest while servers and processes are killed, and check every promise.",
+        ),
         "migrate": (
             "apex_dagster.cli.migrate:migrate",
             "Bring the ledger's schema to the newest version.",
