@@ -27,7 +27,7 @@ from apex_dagster.saga.step import SagaStep
 from apex_dagster.settings import Endpoints, Settings
 from apex_dagster.stores.neo4j_store import Neo4jStore
 from apex_dagster.stores.postgres_store import PostgresStore
-from apex_dagster.stores.protocol import Store
+from apex_dagster.stores.protocol import AuditedStore
 from apex_dagster.stores.qdrant_store import QdrantStore
 from apex_dagster.stores.redis_store import RedisStore
 
@@ -39,7 +39,7 @@ class Application:
     settings: Settings
     endpoints: Endpoints
     ledger: Ledger
-    stores: Mapping[str, Store]  # by name, in the order of the saga
+    stores: Mapping[str, AuditedStore]  # by name, in the order of the saga
     ingestion: Ingestion
     reader: DocumentReader
     sources: Sources
@@ -91,7 +91,7 @@ def build(
     """Wire everything up for the given servers. `ledger` and `around_step` are for measuring."""
     migrate(servers.postgres_url.get_secret_value())
     in_order = _stores(settings, servers)
-    stores: dict[str, Store] = {store.name: store for store in in_order}
+    stores: dict[str, AuditedStore] = {store.name: store for store in in_order}
     ledger = ledger or Ledger(servers.postgres_url.get_secret_value(), lease_s=settings.lease_s)
     extractions = Extractions(ledger)
     engine = SagaEngine(

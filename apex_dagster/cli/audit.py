@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from apex_dagster.cli.connect import connected, connected_ledger
 from apex_dagster.cli.exit_codes import ATTENTION, HELP
@@ -26,26 +31,40 @@ def audit() -> None:
     metavar="N",
     help="Look in the stores for the N newest of the versions that must be gone.  [default: all]",
 )
+@click.option(
+    "--document",
+    "document_ids",
+    multiple=True,
+    metavar="ID",
+    help="Ask the stores for this document only; may be given several times.",
+)
 @click.pass_context
-def verify(ctx: click.Context, as_json: bool, noted: str | None, dead: int | None) -> None:
+def verify(
+    ctx: click.Context,
+    as_json: bool,
+    noted: str | None,
+    dead: int | None,
+    document_ids: tuple[str, ...],
+) -> None:
     """Recompute everything from the audit log, and compare.
 
     Checks every saga's hash chain and moves, the anchors over the chains, the ledger's rows and
-    pointers, and in each store that live versions are there and dead ones are not. It changes
-    nothing and may run beside everything else; sagas under way are left out of the stores' part.
+    pointers. In each store, compares every text, vector, entity, relation and cache entry of what
+    is live with the stored extraction, and looks for what must not be there. It changes nothing
+    and may run beside everything else; sagas under way are left out of the stores' part.
 
     Prints one line a difference; the exit code is 1 if there is any.
     """
     from apex_dagster.ingestion import audit as auditing
 
-    settings = Settings()
-    with connected(settings) as app:
+    with connected(Settings()) as app, _versions_bar() as progress:
         report = auditing.verify(
             app.ledger,
             app.stores,
-            cache_ttl_s=settings.cache_ttl_s,
             dead_max=dead,
             noted_anchor=noted,
+            document_ids=document_ids or None,
+            progress=progress,
         )
     if as_json:
         print_json(report.as_json())
@@ -59,6 +78,19 @@ def verify(ctx: click.Context, as_json: bool, noted: str | None, dead: int | Non
         )
     if report.differences:
         ctx.exit(ATTENTION)
+
+
+@contextmanager
+def _versions_bar() -> Iterator[Callable[[int, int], None]]:
+    """Shows on a terminal how many versions have been looked at; on stderr, as stdout is for the
+    report."""
+    columns = (TextColumn("versions"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    terminal = Console(stderr=True)
+    with Progress(
+        *columns, console=terminal, transient=True, disable=not terminal.is_terminal
+    ) as bars:
+        task = bars.add_task("", total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 @audit.command(epilog=HELP)

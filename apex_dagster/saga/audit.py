@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, LiteralString
+from typing import LiteralString
 
 import structlog
 from psycopg.rows import DictRow, dict_row
@@ -93,8 +93,6 @@ class LiveVersion:
 
     ref: VersionRef
     place: Place
-    receipts: Mapping[str, Mapping[str, Any]]  # saga step -> items by kind
-    published_for_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,28 +146,39 @@ def verify_ledger(ledger: Ledger, *, noted_anchor: str | None = None) -> LedgerA
     return LedgerAudit(differences=differences, **counts)
 
 
-def live_versions(ledger: Ledger, *, page: int) -> Iterator[list[LiveVersion]]:
+def count_versions(
+    ledger: Ledger, *, limit: int | None = None, document_ids: Sequence[str] | None = None
+) -> int:
+    """How many versions `live_versions` and `dead_versions` will name, at most."""
+    values = {"limit": limit, "document_ids": _listed(document_ids)}
+    with _snapshot(ledger) as tx:
+        row = tx.execute(_SQL["count_versions"], values).fetchone()
+    assert row is not None
+    return int(row["versions"])
+
+
+def live_versions(
+    ledger: Ledger, *, page: int, document_ids: Sequence[str] | None = None
+) -> Iterator[list[LiveVersion]]:
     """All versions that must be live, `page` at a time, from one snapshot."""
-    for rows in _pages(ledger, "live_versions", page):
-        yield [
-            LiveVersion(
-                ref=_ref(row),
-                place=_place(row),
-                receipts=row["receipts"] or {},
-                published_for_s=row["published_for_s"],
-            )
-            for row in rows
-        ]
+    for rows in _pages(ledger, "live_versions", page, document_ids=_listed(document_ids)):
+        yield [LiveVersion(ref=_ref(row), place=_place(row)) for row in rows]
 
 
 def dead_versions(
-    ledger: Ledger, *, page: int, sweeps: int, limit: int | None = None
+    ledger: Ledger,
+    *,
+    page: int,
+    sweeps: int,
+    limit: int | None = None,
+    document_ids: Sequence[str] | None = None,
 ) -> Iterator[list[DeadVersion]]:
     """All versions of which nothing may be left, or the `limit` newest, from one snapshot.
 
     `sweeps` is how many a superseded version has ahead until the first of them has removed it.
     """
-    for rows in _pages(ledger, "dead_versions", page, sweeps=sweeps, limit=limit):
+    values = {"sweeps": sweeps, "limit": limit, "document_ids": _listed(document_ids)}
+    for rows in _pages(ledger, "dead_versions", page, **values):
         yield [DeadVersion(ref=_ref(row), place=_place(row), status=row["status"]) for row in rows]
 
 
@@ -198,6 +207,10 @@ def _pages(
         cursor.execute(_SQL[query], values)
         while rows := cursor.fetchmany(page):
             yield rows
+
+
+def _listed(document_ids: Sequence[str] | None) -> list[str] | None:
+    return None if document_ids is None else list(document_ids)
 
 
 def _ref(row: DictRow) -> VersionRef:

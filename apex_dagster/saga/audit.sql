@@ -209,21 +209,18 @@ FROM ordered WHERE replaced IS DISTINCT FROM previous
 LIMIT %(limit)s
 
 -- live_versions --
--- What must be live and is published, by the events, with what each step's store took in.
+-- What must be live and is published, by the events.
 WITH pivot AS (
     SELECT DISTINCT ON (s.document_id) s.document_id, s.version, s.saga_id, s.event_seq
     FROM apex.saga_event e JOIN apex.saga_state s USING (saga_id)
     WHERE e.event = 'saga_completed' ORDER BY s.document_id, s.version DESC
 )
-SELECT p.document_id, p.version, p.saga_id, p.event_seq, d.live_saga_id,
-       extract(epoch FROM clock_timestamp() - published.at)::double precision AS published_for_s,
-       (SELECT jsonb_object_agg(e.step, e.detail ORDER BY e.seq) FROM apex.saga_event e
-        WHERE e.saga_id = p.saga_id AND e.event = 'step_completed') AS receipts
+SELECT p.document_id, p.version, p.saga_id, p.event_seq, d.live_saga_id
 FROM pivot p
 JOIN apex.documents d USING (document_id)
-CROSS JOIN LATERAL (SELECT max(e.at) AS at FROM apex.saga_event e
-                    WHERE e.saga_id = p.saga_id AND e.event = 'saga_published') published
-WHERE published.at IS NOT NULL
+WHERE EXISTS (SELECT FROM apex.saga_event e
+              WHERE e.saga_id = p.saga_id AND e.event = 'saga_published')
+  AND (%(document_ids)s::text[] IS NULL OR p.document_id = ANY (%(document_ids)s))
 
 -- dead_versions --
 -- What no store may hold any more: compensated sagas, and superseded ones that have been swept once
@@ -237,12 +234,26 @@ SELECT s.document_id, s.version, s.saga_id, s.event_seq, d.live_saga_id, s.statu
 FROM apex.saga_state s
 JOIN apex.documents d USING (document_id)
 WHERE NOT EXISTS (SELECT FROM live WHERE live.saga_id = s.saga_id)
+  AND (%(document_ids)s::text[] IS NULL OR s.document_id = ANY (%(document_ids)s))
   AND (s.status = 'compensated'
        OR (s.status = 'completed'
            AND EXISTS (SELECT FROM apex.saga_state n
                        WHERE n.replaces_saga_id = s.saga_id AND n.published_at IS NOT NULL)
            AND (SELECT count(*) FROM apex.sweep w WHERE w.saga_id = s.saga_id) < %(sweeps)s))
 ORDER BY s.arrival DESC LIMIT %(limit)s
+
+-- count_versions --
+-- For a progress bar, without looking at events: those in flight are among them.
+SELECT (SELECT count(*) FROM apex.documents
+        WHERE live_saga_id IS NOT NULL
+          AND (%(document_ids)s::text[] IS NULL OR document_id = ANY (%(document_ids)s)))
+     + least(%(limit)s::bigint, (
+           SELECT count(*) FROM apex.saga_state s
+           WHERE (%(document_ids)s::text[] IS NULL OR s.document_id = ANY (%(document_ids)s))
+             AND (s.status = 'compensated'
+                  OR EXISTS (SELECT FROM apex.documents d WHERE s.status = 'completed'
+                             AND d.document_id = s.document_id AND d.live_saga_id <> s.saga_id)))
+       ) AS versions
 
 -- places --
 SELECT s.saga_id, s.event_seq, d.live_saga_id

@@ -116,6 +116,18 @@ RETURN properties(v) AS version,
          RETURN [properties(r), source.key, target.key]
        } AS relations
 
+// read_contents //
+MATCH (v:DocumentVersion) WHERE v.document_id IN $document_ids
+RETURN properties(v) AS version,
+       EXISTS { (:Document {document_id: v.document_id})-[:CURRENT]->(v) } AS current,
+       COLLECT {
+         MATCH (v)-[m:MENTIONS]->(e) RETURN [e.key, e.type, e.name, properties(m)]
+       } AS mentions,
+       COLLECT {
+         MATCH (source)-[r:RELATES {saga_id: v.saga_id}]->(target)
+         RETURN [source.key, target.key, properties(r)]
+       } AS relations
+
 // read_graph //
 MATCH (v:DocumentVersion {saga_id: $saga_id})
 RETURN properties(v) AS version,

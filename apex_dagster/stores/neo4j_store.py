@@ -45,6 +45,7 @@ from apex_dagster.errors import (
     StoreUnavailable,
 )
 from apex_dagster.records import Publication, Receipt, SagaId, StagedVersion, VersionRef
+from apex_dagster.stores.contents import Contents, Items, expected_in_neo4j, items_in_neo4j
 from apex_dagster.stores.neo4j_graph import NOTHING, graph_of
 from apex_dagster.stores.reading import Graph
 
@@ -133,6 +134,22 @@ class Neo4jStore:
             records = run("count_mentions", saga_ids=[ref.saga_id for ref in refs])
             counts = {record["saga_id"]: record["entities"] for record in records}
         return {ref.saga_id: counts.get(ref.saga_id, 0) for ref in refs}
+
+    def contents(self, document_ids: Sequence[str]) -> Contents:
+        with self._transaction() as run:
+            records = list(run("read_contents", document_ids=list(document_ids)))
+        return {
+            record["version"]["saga_id"]: items_in_neo4j(
+                {name: value for name, value in record["version"].items() if name != "touched"},
+                record["current"],
+                record["mentions"],
+                record["relations"],
+            )
+            for record in records
+        }
+
+    def expected(self, version: StagedVersion) -> Items:
+        return expected_in_neo4j(version)
 
     def read_version(self, ref: VersionRef) -> Graph:
         """What is held of this saga. Not from one moment: a removal may show half done."""

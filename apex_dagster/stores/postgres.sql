@@ -97,6 +97,21 @@ FROM item
 -- holdings --
 SELECT saga_id, count(*) FROM apex.chunks WHERE saga_id = ANY (%(saga_ids)s::text[]) GROUP BY saga_id
 
+-- version_contents --
+SELECT saga_id, document_id, version, ingestion_status, title, collection, metadata, content_hash,
+       embedding_model, chunk_count, embedding
+FROM apex.document_versions WHERE document_id = ANY (%(document_ids)s::text[])
+
+-- chunk_contents --
+-- By saga, as the index has it: rows of a saga that has no version row are found while the ledger
+-- knows the saga.
+SELECT chunk_id::text, saga_id, document_id, version, ingestion_status, ordinal, char_start AS start,
+       char_end AS "end", text, embedding
+FROM apex.chunks
+WHERE saga_id IN (
+    SELECT saga_id FROM apex.saga_state WHERE document_id = ANY (%(document_ids)s::text[])
+    UNION SELECT saga_id FROM apex.document_versions WHERE document_id = ANY (%(document_ids)s::text[]))
+
 -- read_snapshot --
 -- Before anything else in its transaction: what follows sees one moment of all tables.
 SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY

@@ -27,6 +27,13 @@ from apex_dagster.records import (
     item_ids,
 )
 from apex_dagster.sql import load_queries
+from apex_dagster.stores.contents import (
+    Contents,
+    Items,
+    expected_in_postgres,
+    halves,
+    items_in_postgres,
+)
 from apex_dagster.stores.fitness import (
     Fault,
     embedding_fault,
@@ -116,6 +123,23 @@ class PostgresStore:
         with self._pool.connection() as connection:
             counts = _counts(connection, "holdings", saga_ids=[ref.saga_id for ref in refs])
         return {ref.saga_id: counts.get(ref.saga_id, 0) for ref in refs}
+
+    def contents(self, document_ids: Sequence[str]) -> Contents:
+        with self._pool.connection() as connection:
+            _know_halfvec(connection)
+            connection.execute(_SQL["read_snapshot"])
+            wanted = {"document_ids": list(document_ids)}
+            versions = _rows(connection, "version_contents", wanted)
+            chunks = _rows(connection, "chunk_contents", wanted)
+        return {
+            saga_id: items_in_postgres(
+                next(iter(versions.get(saga_id, [])), None), chunks.get(saga_id, [])
+            )
+            for saga_id in versions.keys() | chunks.keys()
+        }
+
+    def expected(self, version: StagedVersion) -> Items:
+        return expected_in_postgres(version)
 
     def read_live(self, document_id: str) -> LiveVersion | None:
         """The version that the pointer names, as it is at one moment; None where none is live."""
@@ -241,6 +265,20 @@ def _mark(
 
 def _counts(connection: BoundedConnection, query: str, **parameters: object) -> dict[SagaId, int]:
     return dict(connection.execute(_SQL[query], parameters).fetchall())
+
+
+def _rows(
+    connection: BoundedConnection, query: str, values: Mapping[str, object]
+) -> dict[SagaId, list[dict[str, Any]]]:
+    """Rows by saga, their vectors as the bytes of their floats."""
+    cursor = connection.execute(_SQL[query], values)
+    names = [column.name for column in cursor.description or ()]
+    rows: dict[SagaId, list[dict[str, Any]]] = {}
+    for values_of_row in cursor.fetchall():
+        row = dict(zip(names, values_of_row, strict=True))
+        row["embedding"] = halves(row["embedding"].to_numpy())
+        rows.setdefault(row["saga_id"], []).append(row)
+    return rows
 
 
 def _know_halfvec(connection: BoundedConnection) -> None:

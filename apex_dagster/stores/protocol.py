@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from apex_dagster.records import Publication, Receipt, SagaId, StagedVersion, VersionRef
+from apex_dagster.stores.contents import Contents, Items
 
 
 class Store(Protocol):
@@ -74,4 +75,17 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Release connections; the store is not used again."""
+        ...
+
+
+class AuditedStore(Store, Protocol):
+    """A store whose content can be compared with what has to be there, item by item."""
+
+    def contents(self, document_ids: Sequence[str]) -> Contents:
+        """All that the store holds of these documents, item by item, by saga: live versions, those
+        beside them, and what nobody knows of. Not from one moment. Memory grows with it."""
+        ...
+
+    def expected(self, version: StagedVersion) -> Items:
+        """What `contents` says of this version where it is live and intact."""
         ...

@@ -23,6 +23,7 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 
 from apex_dagster.errors import ApexError, StageMissing, StoreRejected
 from apex_dagster.records import Extraction, Publication, Receipt, SagaId, StagedVersion, VersionRef
+from apex_dagster.stores.contents import Contents, Items, expected_in_qdrant, items_in_qdrant
 from apex_dagster.stores.fitness import (
     Fault,
     embedding_fault,
@@ -141,6 +142,22 @@ class QdrantStore:
         return self._or_nothing(
             lambda client: self._counts(client, saga_ids), dict.fromkeys(saga_ids, 0)
         )
+
+    def contents(self, document_ids: Sequence[str]) -> Contents:
+        documents = models.MatchAny(any=list(document_ids))
+        condition = models.FieldCondition(key="document_id", match=documents)
+        chosen = models.Filter(must=[condition])
+        found: list[models.Record] = []
+        records = self._or_nothing(lambda client: list(self._records(client, chosen)), found)
+        by_saga: dict[SagaId, list[tuple[str, Mapping[str, object], object]]] = {}
+        for record in records:
+            payload = record.payload or {}
+            point = (str(record.id), payload, record.vector)
+            by_saga.setdefault(SagaId(str(payload.get("saga_id"))), []).append(point)
+        return {saga_id: items_in_qdrant(points) for saga_id, points in by_saga.items()}
+
+    def expected(self, version: StagedVersion) -> Items:
+        return expected_in_qdrant(version)
 
     def read_version(self, ref: VersionRef) -> Points:
         """What is held of this saga. Not from one moment: a removal may show half done."""

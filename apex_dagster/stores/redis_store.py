@@ -41,6 +41,7 @@ from apex_dagster.errors import (
     StoreUnavailable,
 )
 from apex_dagster.records import Extraction, Publication, Receipt, SagaId, StagedVersion, VersionRef
+from apex_dagster.stores.contents import Contents, Items, expected_in_redis, items_in_redis
 from apex_dagster.stores.reading import CacheEntry
 
 TEXT_BYTES_MAX = 256 * 1024  # longer texts are read from PostgreSQL; a cache entry stays small
@@ -170,6 +171,23 @@ class RedisStore:
                 for ref in refs
             ),
         )
+
+    def contents(self, document_ids: Sequence[str]) -> Contents:
+        """The live entries; staged ones show nobody anything, and expire."""
+        if not document_ids:
+            return {}
+        with self._errors():
+            keys = [f"{self._prefix}doc:{document_id}" for document_id in document_ids]
+            bodies = self._redis().mget(keys)
+        entries = [
+            items_in_redis(document_id, body)
+            for document_id, body in zip(document_ids, bodies, strict=True)
+            if isinstance(body, bytes)
+        ]
+        return {SagaId(str(entry.get("entry: saga_id"))): entry for entry in entries}
+
+    def expected(self, version: StagedVersion) -> Items:
+        return expected_in_redis(_body(version))
 
     def read_version(self, ref: VersionRef) -> CacheEntry | None:
         """The staged entry of this saga, or else whatever entry the document has at that moment,

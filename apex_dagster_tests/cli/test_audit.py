@@ -31,11 +31,11 @@ def test_each_difference_is_a_line_that_names_document_store_and_both_sides(
     line, summary = result.stdout.splitlines()
     assert line == (
         f"{unique} ({saga.saga_id}) in qdrant: "
-        "expected 3 chunks of version 1, which is live; found 0"
+        "expected 33 items of version 1, which is live; found none"
     )
     assert summary.startswith("1 differences in 1 sagas")
     [difference] = shell.json("audit", "verify", exit_code=1)["differences"]
-    assert (difference["place"], difference["found"]) == ("qdrant", "0")
+    assert (difference["place"], difference["found"]) == ("qdrant", "none")
     assert shell("audit", "verify", "--anchor", "00ff").exit_code == 1
 
 

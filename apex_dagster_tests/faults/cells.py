@@ -8,6 +8,7 @@ reject       an error that will never heal
 unavailable  one that heals: the same call succeeds when it is repeated
 late         time-out with late landing: the caller gives up, or its owner is paused until it has
              been taken over; then what was about to happen happens, after the undo or the takeover
+repeat       an attempt times out, the next one succeeds, and the first one lands when all is over
 kill         SIGKILL of the process
 """
 
@@ -26,8 +27,13 @@ UNDO = ("undoing:{step}", "undo_sent:{step}", "undone:{step}")
 PUBLISH = ("publishing:{step}", "publish_sent:{step}", "published:{step}")
 PIVOT = ("staged", "pivoting", "pivoted")  # the write and its ledger row are one transaction
 
-FAULTS = ("reject", "unavailable", "late", "kill")
-ACTIONS = {"reject": "reject*1", "unavailable": "unavailable*1", "late": "park*1", "kill": "kill"}
+ACTIONS = {
+    "reject": "reject*1",
+    "unavailable": "unavailable*1",
+    "late": "park*1",
+    "repeat": "park*1",
+    "kill": "kill",
+}
 # What makes a saga fail once everything is staged, so that there is something to undo everywhere.
 FAILS_LAST = "sent:redis_write=reject*1"
 
@@ -69,8 +75,10 @@ def cells() -> Iterator[Cell]:
 
 
 def _faults(act: str, step: str | None, point: str, *, heals: bool) -> Iterator[Cell]:
-    for fault in FAULTS:
-        if fault != "unavailable" or heals:
+    for fault in ACTIONS:
+        # Inside of the pivot's transaction the second attempt would wait for the first one's locks.
+        repeats = heals and act != "pivot"
+        if {"unavailable": heals, "repeat": repeats}.get(fault, True):
             ends = _end(act, point, fault)
             yield Cell(act=act, step=step, point=point, fault=fault, ends=ends)
 

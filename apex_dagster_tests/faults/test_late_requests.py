@@ -56,7 +56,7 @@ def test_what_the_network_delivers_after_the_undo_is_never_seen_and_swept(
     arena.assert_reads_one_of(unique, 1)
     arena.sweep(unique)
     assert arena.copies(unique) == before
-    arena.assert_audit_agrees()
+    arena.assert_audit_agrees(unique)
 
 
 @contextmanager

@@ -35,6 +35,7 @@ class Impatient(RealPace):
 
     def __init__(self, is_held: Callable[[threading.Thread], bool]) -> None:
         self._is_held, self._ahead_s = is_held, 0.0
+        self.tries_again = False  # then only the attempt is over, as by a driver's own time-out
 
     def monotonic(self) -> float:
         return super().monotonic() + self._ahead_s
@@ -52,17 +53,19 @@ class Impatient(RealPace):
         thread.start()
         while thread.is_alive() and not future.done():
             if self._is_held(thread):
-                self._ahead_s += max(0.0, deadline - self.monotonic())
+                if not self.tries_again:
+                    self._ahead_s += max(0.0, deadline - self.monotonic())
                 raise StillRunning(name)
             thread.join(0.002)
         return future.result()
 
 
-def make_impatient(app: Application, is_held: Callable[[threading.Thread], bool]) -> None:
+def make_impatient(app: Application, is_held: Callable[[threading.Thread], bool]) -> Impatient:
     """Let this application give up calls as soon as they are held up."""
     pace = Impatient(is_held)
     for part in (app.engine, app.compensation):
         part._retry = dataclasses.replace(part._retry, pace=pace)
+    return pace
 
 
 class Owner:
