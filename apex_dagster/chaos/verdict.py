@@ -79,7 +79,7 @@ def judge(app: Application, submissions: Sequence[Submission], readers: Readers)
         nothing = "nothing was acknowledged as completed, so the run proves nothing"
         found.append(Violation(promise="load", document_id="", saga_id="", what=nothing))
     found += _misread(app, readers, contents)
-    report = audit.verify(app.ledger, app.stores, cache_ttl_s=app.settings.cache_ttl_s)
+    report = audit.verify(app.ledger, app.stores)
     found += [
         Violation(
             promise="audit",
