@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "apex_dagster.cli.chaos:chaos",
             "Ingest while servers and processes are killed, and check every promise.",
         ),
+        "metrics": ("apex_dagster.cli.metrics:metrics", "Print metrics for Prometheus."),
         "migrate": (
             "apex_dagster.cli.migrate:migrate",
             "Bring the ledger's schema to the newest version.",

@@ -25,6 +25,7 @@ from apex_dagster.cli.printing import (
 )
 from apex_dagster.ingestion import interventions
 from apex_dagster.ingestion.explain import StepStory, is_abandoned, steps_of, what_now
+from apex_dagster.saga.bound import RecoveryTimes, recovery_times
 from apex_dagster.saga.saga import Saga
 from apex_dagster.saga.states import OPEN, Status
 from apex_dagster.settings import Settings
@@ -135,6 +136,29 @@ def compensate(
 
 @saga.command(epilog=HELP)
 @AS_JSON
+@click.pass_context
+def bound(ctx: click.Context, as_json: bool) -> None:
+    """Show how soon sagas end that their owner left.
+
+    Measured from when the lease ran out, or the run had ended, for every saga that recovery, a
+    sensor or an operator has ended; and what is overdue now. The exit code is 1 when something is.
+    """
+    settings = Settings()
+    with connected_ledger(settings) as ledger:
+        times = recovery_times(ledger, bound_s=settings.saga_bound_s)
+        overdue = ledger.overdue_sagas(bound_s=settings.saga_bound_s)
+    if as_json:
+        figures = {k: v for k, v in dataclasses.asdict(times).items() if k != "within"}
+        ids = [found.saga_id for found in overdue]
+        print_json({"bound_s": settings.saga_bound_s, **figures, "overdue": ids})
+    else:
+        print_bound(console(), settings.saga_bound_s, times, overdue)
+    if overdue:
+        ctx.exit(ATTENTION)
+
+
+@saga.command(epilog=HELP)
+@AS_JSON
 def sweep(as_json: bool) -> None:
     """Remove what can never be live again.
 
@@ -233,6 +257,22 @@ def print_events(terminal: Console, events: Sequence[Mapping[str, Any]]) -> None
             escape(compact(event["detail"])),
         )
     terminal.print(rows)
+
+
+def print_bound(
+    terminal: Console, bound_s: float, times: RecoveryTimes, overdue: Sequence[Saga]
+) -> None:
+    if times.recoveries:
+        terminal.print(
+            f"{times.recoveries} sagas were left by their owner and ended by another: half within "
+            f"{times.p50_s:.1f} s, 90 % within {times.p90_s:.1f} s, all within "
+            f"{times.max_s:.1f} s; {times.over_bound} took longer than the bound of {bound_s:g} s."
+        )
+    else:
+        terminal.print("No saga was ever left by its owner.")
+    if overdue:
+        terminal.print(f"Overdue now, so long after their lease ran out: {len(overdue)}")
+        print_sagas(terminal, overdue)
 
 
 def print_recovered(terminal: Console, finished: Sequence[Saga], held: Sequence[Saga]) -> None:

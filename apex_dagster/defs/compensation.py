@@ -8,6 +8,7 @@ functions.
 
 import threading
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import dagster as dg
 from dagster._core.definitions.reconstruct import ReconstructableJob, ReconstructableRepository
@@ -48,6 +49,9 @@ class CompensateConfig(dg.Config):
         description='Owners whose runs have ended, as "run:RUN_ID": undo only what they or nobody '
         "holds, without waiting for their leases.",
     )
+    left_at: float | None = Field(
+        default=None, description="When those runs ended, in seconds since 1970."
+    )
 
 
 # An interrupt counts as a failed attempt: the undo is tried again, and the run finishes its work.
@@ -65,6 +69,7 @@ def redis_compensate(
         owner=owner_of(context.run_id),
         failure=failure,
         dead_owners=config.dead_owners,
+        left_at=datetime.fromtimestamp(config.left_at, UTC) if config.left_at else None,
     )
     context.add_output_metadata({"claimed": len(claimed), "asked for": len(config.saga_ids)})
     return _undo(context, sagas, "redis_write", [saga.saga_id for saga in claimed])

@@ -74,7 +74,11 @@ def _request_undo(
     if _is_requested(context.instance, run):
         return dg.SkipReason(f"run {run.run_id} is being compensated already")
     config = CompensateConfig(
-        saga_ids=saga_ids, error_class=error_class, reason=reason, dead_owners=dead_owners
+        saga_ids=saga_ids,
+        error_class=error_class,
+        reason=reason,
+        dead_owners=dead_owners,
+        left_at=_end_of(context.instance, run),
     )
     tags = {
         COMPENSATES_TAG: run.run_id,
@@ -100,6 +104,11 @@ def _left_open(sagas: SagasResource, run: dg.DagsterRun, dead_owners: list[str])
         for saga in driven
         if saga.status in OPEN and saga.lease_owner in (None, *dead_owners)
     ]
+
+
+def _end_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> float | None:
+    record = instance.get_run_record_by_id(run.run_id)
+    return record.end_time if record else None
 
 
 def _is_requested(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:

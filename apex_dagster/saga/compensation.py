@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any, Literal
 
 import structlog
@@ -23,6 +24,7 @@ from apex_dagster.saga.engine import (
     alert_compensation_failed,
 )
 from apex_dagster.saga.failpoints import reach
+from apex_dagster.saga.ledger import left_detail
 from apex_dagster.saga.opening import restart
 from apex_dagster.saga.retry import RetryPolicy, call_with_retry
 from apex_dagster.saga.saga import Failure, Saga
@@ -57,6 +59,7 @@ class Compensation:
         owner: str,
         failure: Failure | None = None,
         dead_owners: Sequence[str] = (),
+        left_at: datetime | None = None,
     ) -> list[Saga]:
         """Claim sagas for compensation, fencing off whoever held them.
 
@@ -67,6 +70,7 @@ class Compensation:
         With `dead_owners`, whose runs have ended, takes only what they or nobody holds, and waits
         for no lease of theirs: whoever holds another of the sagas is alive, and will end it. What
         lost its pivot in such a run is not restarted: it ends as the rest of the run does.
+        `left_at` is when those runs ended.
         """
         ledger = self._engine.ledger
         found = ledger.sagas(saga_ids)
@@ -79,7 +83,7 @@ class Compensation:
         mine += [
             saga
             for dead_owner in dead_owners or (None,)
-            for saga in ledger.take_over(owner, among=left, dead_owner=dead_owner)
+            for saga in ledger.take_over(owner, among=left, dead_owner=dead_owner, left_at=left_at)
             if saga.status is Status.COMPENSATING
         ]
         pending = [saga for saga in found if saga.status is Status.PENDING]
@@ -90,7 +94,10 @@ class Compensation:
         started = self._engine.move(
             states.COMPENSATION_STARTED,
             ready,
-            details={saga.saga_id: known.get(saga.saga_id) or reason for saga in ready},
+            details={
+                saga.saga_id: {**(known.get(saga.saga_id) or reason), **left_detail(left_at)}
+                for saga in ready
+            },
             owner=owner,
         )
         reach("compensating")

@@ -255,8 +255,11 @@ class Ledger:
         among: Sequence[str] | None = None,
         dead_owner: str | None = None,
         run_id: str | None = None,
+        left_at: datetime | None = None,
     ) -> list[Saga]:
         """Claim sagas whose lease has run out, raising their epoch so that no one else moves them.
+
+        The event notes since when nobody drives them: `left_at`, else the end of their leases.
 
         With `among`, only these, and whatever `dead_owner` holds of them even if its lease still
         runs: for an owner that is known to have ended. They come back in the status they had,
@@ -273,7 +276,13 @@ class Ledger:
                 # A saga that nobody ever claimed has not crashed anyone yet.
                 takeover = status is not Status.PENDING
                 taken += self.advance(
-                    move, group, owner=owner, run_id=run_id, takeover=takeover, tx=tx
+                    move,
+                    group,
+                    details={s.saga_id: left_detail(left_at or s.lease_expires_at) for s in group},
+                    owner=owner,
+                    run_id=run_id,
+                    takeover=takeover,
+                    tx=tx,
                 )
         return taken
 
@@ -480,6 +489,11 @@ def _schedule_sweeps(
 
 def _sagas(tx: Transaction, query: str, **values: object) -> list[Saga]:
     return [saga_of(row) for row in tx.execute(_SQL[query], values).fetchall()]
+
+
+def left_detail(left_at: datetime | None) -> dict[str, str]:
+    """The part of a take-over's event that `bound.sql` reads."""
+    return {"left_at": left_at.isoformat()} if left_at else {}
 
 
 def saga_of(row: DictRow) -> Saga:

@@ -1,0 +1,70 @@
+"""Metrics of the ledger, computed when they are asked for: no process has to count along, so they
+are right whoever ends a saga, and after every restart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from apex_dagster.saga.bound import RecoveryTimes, open_work, overdue_count, recovery_times
+from apex_dagster.saga.ledger import Ledger
+from apex_dagster.saga.states import Status
+
+
+def render_metrics(ledger: Ledger, *, bound_s: float) -> bytes:
+    """All metrics in Prometheus' text format 0.0.4. Raises StoreUnavailable without a ledger."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(LedgerCollector(ledger, bound_s=bound_s))
+    return generate_latest(registry)
+
+
+class LedgerCollector(Collector):
+    """Reads the ledger at every scrape."""
+
+    def __init__(self, ledger: Ledger, *, bound_s: float) -> None:
+        self._ledger, self._bound_s = ledger, bound_s
+
+    def describe(self) -> list[Metric]:
+        """Nothing, so that to be registered needs no database."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._open_sagas()
+        yield GaugeMetricFamily(
+            "apex_overdue_sagas",
+            "Sagas that nobody has ended within APEX_SAGA_BOUND_S of their lease running out.",
+            value=overdue_count(self._ledger, bound_s=self._bound_s),
+        )
+        yield _recoveries(recovery_times(self._ledger, bound_s=self._bound_s))
+
+    def _open_sagas(self) -> Iterator[Metric]:
+        count = GaugeMetricFamily(
+            "apex_open_sagas",
+            "Sagas that have not ended; completed: not published.",
+            labels=["status"],
+        )
+        age = GaugeMetricFamily(
+            "apex_oldest_open_saga_age_seconds",
+            "Since the oldest of them was opened.",
+            labels=["status"],
+        )
+        for status, work in open_work(self._ledger).items():
+            name = "unpublished" if status is Status.COMPLETED else status.value
+            count.add_metric([name], work.sagas)
+            age.add_metric([name], work.oldest_s)
+        yield count
+        yield age
+
+
+def _recoveries(times: RecoveryTimes) -> Metric:
+    buckets = [(str(edge_s), float(count)) for edge_s, count in times.within.items()]
+    return HistogramMetricFamily(
+        "apex_saga_recovery_seconds",
+        "From when a saga was left by its owner until another has ended it.",
+        buckets=[*buckets, ("+Inf", float(times.recoveries))],
+        sum_value=times.total_s,
+    )
