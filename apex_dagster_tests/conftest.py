@@ -29,6 +29,7 @@ from pydantic import SecretStr
 
 from apex_dagster.settings import Endpoints
 from apex_dagster_tests.servers import PrivateServer
+from apex_dagster_tests.simulation.seeds import FIXED, TODAY
 
 pytest_plugins = ["apex_dagster_tests.applications"]
 
@@ -46,6 +47,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="Use the servers of this folder, which are started if need be and stay up: end them "
         "with `APEX_HOME=FOLDER apex down`.",
     )
+
+
+def pytest_report_header() -> str:
+    """What a day's seeds have found can be found again: `apex simulate --seed SEED`."""
+    return f"simulation: seeds {FIXED[0]} to {FIXED[-1]} and, today, {TODAY[0]} to {TODAY[-1]}"
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -38,9 +38,12 @@ class Actors:
         network: Network,
         stores: Mapping[str, ModelStore],
         invariants: Invariants,
+        *,
+        owners_notice: bool,
     ) -> None:
         self._world, self._parts, self._database = world, parts, database
         self._network, self._stores, self._invariants = network, stores, invariants
+        self._owners_notice = owners_notice
         self._runs = self._recoveries = 0
         self.acknowledged: dict[SagaId, str] = {}  # saga -> document, as a caller was told
         self.over = False  # recoveries and readers end
@@ -188,7 +191,8 @@ class Actors:
     def _ingestion(self) -> Ingestion:
         """The real use cases, as a process builds them, over the simulated ledger and stores."""
         parts, stores = self._parts, self._stores
-        ledger = parts.ledger(self._database, self._network, lease_s=LEASE_S)
+        notice = self._owners_notice
+        ledger = parts.ledger(self._database, self._network, lease_s=LEASE_S, owners_notice=notice)
         extractions = Extractions(ledger)
         retry = RetryPolicy(attempts=3, timeout_s=12.0, pace=VirtualPace(self._world))
         engine = _Engine(

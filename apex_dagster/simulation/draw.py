@@ -29,6 +29,7 @@ def draw_plan(seed: int) -> Plan:
         traps=tuple(draw_traps(draw)),
         outages=tuple(_outages(draw)),
         expiries_s=_moments(draw, 0.4, 1.7 * FAULTS_S),  # also while late ones go on
+        owners_notice=draw.random() < 0.3,
         losses_s=_moments(draw, 0.1, FAULTS_S),
     )
     return draw.choice(SCENES)(draw, plan) if draw.random() < _SCENES_SHARE else plan

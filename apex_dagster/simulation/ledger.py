@@ -20,9 +20,17 @@ from apex_dagster.simulation.tables import Row
 class SimulatedLedger(Ledger):
     """A ledger whose transactions run on a `Database`, reached over a network, if there is one."""
 
-    def __init__(self, database: Database, network: Network | None, *, lease_s: float) -> None:
+    def __init__(
+        self,
+        database: Database,
+        network: Network | None,
+        *,
+        lease_s: float,
+        owners_notice: bool = False,
+    ) -> None:
         # Not the parent's: there is no pool of connections, and what still asks for one shall fail.
-        self.lease_s, self.leases = lease_s, _NoClock(lease_s)
+        self.lease_s = lease_s
+        self.leases = _VirtualClock(database, lease_s) if owners_notice else _NoClock(lease_s)
         self._database, self._network = database, network
 
     def close(self) -> None:
@@ -50,6 +58,17 @@ def _caller() -> str:
     while frame.f_code.co_name == "_rows" and frame.f_back is not None:
         frame = frame.f_back
     return frame.f_code.co_name
+
+
+class _VirtualClock(LeaseClock):
+    """The owner's clock in the simulated world."""
+
+    def __init__(self, database: Database, lease_s: float) -> None:
+        super().__init__(lease_s)
+        self._database = database
+
+    def now(self) -> float:
+        return self._database.now().timestamp()
 
 
 class _NoClock(LeaseClock):

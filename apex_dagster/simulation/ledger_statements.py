@@ -26,6 +26,7 @@ class LedgerStatements(Statements):
 
     def _move(self, saga: Row, v: Values, detail: Row) -> Row:
         now, target, step = self.now(), v["target"], v["step"]
+        self._refuse_second_successor(saga, v["run_id"])
         undo = v["records"] == "undone_step"
         moved = saga | {
             "status": target or saga["status"],
@@ -211,7 +212,8 @@ class LedgerStatements(Statements):
         return sorted(found, key=lambda saga: saga["arrival"])
 
     def _pointers(self, v: Values) -> Iterable[Row]:
-        return self._documents(v)
+        columns = ("document_id", "live_version", "live_saga_id", "content_hash")
+        return [{column: row[column] for column in columns} for row in self._documents(v)]
 
     def _events(self, v: Values) -> Iterable[Row]:
         events = self.tables.events.values()

@@ -82,15 +82,12 @@ class OpeningStatements(Statements):
 
     def _refuse_duplicates(self, new: Row, run_id: str | None) -> None:
         """The unique constraints of saga_state."""
-        predecessor = new["predecessor_saga_id"]
+        self._refuse_second_successor(new, run_id)
         for saga in self.tables.sagas.values():
             same_document = saga["document_id"] == new["document_id"]
             same_content = saga["content_hash"] == new["content_hash"]
-            succeeds = predecessor is not None and saga["predecessor_saga_id"] == predecessor
-            if (
-                (same_document and saga["version"] == new["version"])
-                or (same_document and same_content and saga["status"] in _OPEN)
-                or (succeeds and run_id is not None and saga["run_id"] == run_id)
+            if (same_document and saga["version"] == new["version"]) or (
+                same_document and same_content and saga["status"] in _OPEN
             ):
                 raise UniqueViolation(f"{new} duplicates {saga['saga_id']}")
 

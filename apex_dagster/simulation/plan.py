@@ -49,6 +49,7 @@ class Plan:
     traps: tuple[Trap, ...] = ()
     outages: tuple[Outage, ...] = ()
     expiries_s: tuple[float, ...] = ()  # when whatever has a TTL leaves the cache
+    owners_notice: bool = False  # that their leases are over; if not, less keeps them from harm
     losses_s: tuple[float, ...] = ()  # when the cache loses everything
 
     def parts(self) -> list[Plan]:

@@ -113,7 +113,13 @@ class _Scenario:
 
         self._database.on_commit = on_commit
         self._actors = Actors(
-            self.world, parts, self._database, self._network, stores, self._invariants
+            self.world,
+            parts,
+            self._database,
+            self._network,
+            stores,
+            self._invariants,
+            owners_notice=plan.owners_notice,
         )
 
     def play(self) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any
 
+from psycopg.errors import UniqueViolation
+
 Row = dict[str, Any]
 Values = Mapping[str, Any]
 
@@ -53,3 +55,13 @@ class Statements:
     def _put(self, saga: Row) -> Row:
         self.tables.sagas[saga["saga_id"]] = saga
         return saga
+
+    def _refuse_second_successor(self, saga: Row, run_id: str | None) -> None:
+        """The unique constraint on (predecessor_saga_id, run_id)."""
+        predecessor = saga["predecessor_saga_id"]
+        if predecessor is None or run_id is None:
+            return
+        for other in self.tables.sagas.values():
+            same = other["predecessor_saga_id"] == predecessor and other["run_id"] == run_id
+            if same and other["saga_id"] != saga["saga_id"]:
+                raise UniqueViolation(f"{saga['saga_id']} and {other['saga_id']} in one run")
