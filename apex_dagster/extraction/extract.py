@@ -32,7 +32,7 @@ from apex_dagster.extraction.parse import (
     media_type,
     stem,
 )
-from apex_dagster.extraction.prepared import Prepared, read_prepared
+from apex_dagster.extraction.prepared import Prepared, Refused, prepare, read_prepared
 from apex_dagster.extraction.relations import GrammarRelationFinder, RelationFinder
 from apex_dagster.records import Chunk, Document, Entity, Extraction, Relation
 
@@ -79,6 +79,20 @@ class Extractor:
             return self._complete(document, prepared)
         return self._extract_text(document, self.parser.parse(document))
 
+    def given(self, document: Document, fields: Mapping[str, Any]) -> Extraction | None:
+        """The extraction of a JSON document that states all of it; None where something is to be
+        extracted. `fields` is the object in `document.content`. Needs no model.
+
+        Raises DocumentRejected, with the field at fault.
+        """
+        self._check_size(document)
+        try:
+            prepared = prepare(fields, embedding_dim=self.embedding_dim)
+        except Refused as refused:
+            raise DocumentRejected(document.document_id, refused.reason) from refused
+        self._check_prepared(document, prepared)
+        return self._complete(document, prepared) if prepared.is_whole else None
+
     def extract_many(self, documents: Iterable[Document]) -> list[Extraction | DocumentRejected]:
         """One outcome a document, in order; a rejected document does not stop the others."""
         return [self._outcome(document) for document in documents]
@@ -111,15 +125,10 @@ class Extractor:
 
     def _complete(self, document: Document, prepared: Prepared) -> Extraction:
         """Extract what a JSON document leaves open."""
-        if prepared.text is None and prepared.chunks is None:
-            raise DocumentRejected(
-                document.document_id,
-                "it holds no text: give one of text, content, body, chunks or embeddings",
-            )
+        self._check_prepared(document, prepared)
         chunks: Sequence[Chunk]
         if prepared.chunks is None:
             text = prepared.text or ""
-            self._check_text(document, text)
             chunks = self.chunker.split(text, markdown=False)
         else:
             chunks = prepared.chunks
@@ -140,6 +149,7 @@ class Extractor:
             embedding_model=model,
             entities=entities,
             relations=relations,
+            collection=prepared.collection,
         )
 
     def _read(
@@ -162,6 +172,18 @@ class Extractor:
             raise DocumentRejected(document.document_id, f"chunks: {error}") from error
 
     # Limits
+
+    def _check_prepared(self, document: Document, prepared: Prepared) -> None:
+        """What can be said before anything is extracted."""
+        if prepared.text is None and prepared.chunks is None:
+            raise DocumentRejected(
+                document.document_id,
+                "it holds no text: give one of text, content, body, chunks or embeddings",
+            )
+        if prepared.chunks is None:
+            self._check_text(document, prepared.text or "")
+        else:
+            self._check_chunks(document, prepared.chunks)
 
     def _check_size(self, document: Document) -> None:
         if len(document.content) > self.document_bytes_max:
@@ -221,13 +243,14 @@ def build(
     embedding_model: str,
     entities: tuple[Entity, ...],
     relations: tuple[Relation, ...],
+    collection: str | None = None,
 ) -> Extraction:
     """The extraction; what the sender says of a document wins over what its file says."""
     submitted = content_hash(document)  # also refuses metadata that is not JSON
     return Extraction(
         document_id=document.document_id,
         title=title,
-        collection=document.collection,
+        collection=collection or document.collection,
         content_hash=submitted,
         metadata={**metadata, **clean_json(document.metadata)},
         chunks=tuple(chunks),

@@ -1,6 +1,6 @@
 """JSON documents: a text with its metadata, or an extraction made elsewhere.
 
-    {"document_id": "…", "title": "…", "metadata": {…},
+    {"document_id": "…", "title": "…", "collection": "…", "metadata": {…},
      "text": "…",                                         or "content", or "body"
      "chunks": [{"text": "…", "embedding": [384 numbers]}],
      "embeddings": [[384 numbers]],                       instead, one for each chunk
@@ -14,7 +14,7 @@ document with chunks, embeddings and entities costs no extraction at all.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,14 +25,16 @@ from numpy.typing import NDArray
 
 from apex_dagster.errors import DocumentRejected
 from apex_dagster.extraction.decode import clean_json, clean_text, decode
-from apex_dagster.extraction.embed import unit_length
 from apex_dagster.extraction.relations import upper_snake
 from apex_dagster.records import Chunk, Document, Entity, Relation, entity_key
 
 TEXT_FIELDS = ("text", "content", "body")
 NAME_CHARS_MAX = 500  # an index key in Neo4j holds about 8 kB
 DOCUMENT_ID_CHARS_MAX = 200
+COLLECTION_CHARS_MAX = 200
 GIVEN_MODEL = "given"  # vectors sent without naming their model
+_FLOAT_MAX = sys.float_info.max
+_NUMBERS = frozenset({int, float})  # types, so that true is none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -41,12 +43,18 @@ class Prepared:
 
     title: str | None
     text: str | None
+    collection: str | None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     chunks: tuple[Chunk, ...] | None
     embeddings: NDArray[np.float32] | None
     embedding_model: str
     entities: tuple[Entity, ...] | None
     relations: tuple[Relation, ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is left to be extracted."""
+        return None not in (self.chunks, self.entities) and self.embeddings is not None
 
 
 class Refused(Exception):
@@ -94,6 +102,7 @@ def prepare(fields: Mapping[str, Any], *, embedding_dim: int) -> Prepared:
     return Prepared(
         title=optional_text(fields, "title"),
         text=text,
+        collection=given_collection(fields),
         metadata=given_metadata(fields),
         chunks=chunks,
         embeddings=None if vectors is None else read_vectors(vectors, embedding_dim),
@@ -182,10 +191,30 @@ def vectors_of(stated: list[Any]) -> list[Any]:
 
 def read_vectors(vectors: Sequence[Any], embedding_dim: int) -> NDArray[np.float32]:
     """Unit-length rows of exactly `embedding_dim` finite numbers each."""
-    embeddings = np.empty((len(vectors), embedding_dim), dtype=np.float32)
-    for row, vector in enumerate(vectors):
-        embeddings[row] = unit_length(read_vector(vector, embedding_dim, f"embeddings[{row}]"))
-    return embeddings
+    numbers = as_matrix(vectors, embedding_dim)
+    if numbers is None:  # find out which row it is, and why; or all of them are huge integers
+        rows = [read_vector(v, embedding_dim, f"embeddings[{n}]") for n, v in enumerate(vectors)]
+        numbers = np.array(rows, dtype=np.float64).reshape(-1, embedding_dim)
+    # Dividing by the largest part first keeps the squares of extreme floats finite.
+    scaled = numbers / np.abs(numbers).max(axis=1, keepdims=True)
+    unit: NDArray[np.float32] = (scaled / np.linalg.norm(scaled, axis=1, keepdims=True)).astype(
+        np.float32
+    )
+    return unit
+
+
+def as_matrix(vectors: Sequence[Any], embedding_dim: int) -> NDArray[np.float64] | None:
+    """All rows at once, a tenth of the time of looking at each number; None if any is at fault."""
+    if not all(isinstance(vector, list) and len(vector) == embedding_dim for vector in vectors):
+        return None
+    if not all(_NUMBERS.issuperset(map(type, vector)) for vector in vectors):
+        return None
+    try:
+        numbers = np.array(vectors, dtype=np.float64).reshape(-1, embedding_dim)
+    except OverflowError:
+        return None
+    sound = bool(np.isfinite(numbers).all()) and bool(numbers.any(axis=1).all())
+    return numbers if sound else None
 
 
 def read_vector(vector: Any, embedding_dim: int, name: str) -> NDArray[np.float64]:
@@ -199,7 +228,7 @@ def read_vector(vector: Any, embedding_dim: int, name: str) -> NDArray[np.float6
     for part in vector:
         if isinstance(part, bool) or not isinstance(part, int | float):
             raise Refused(f"{name}: holds {kind_of(part)}; it must hold numbers only")
-        if not math.isfinite(part):
+        if not -_FLOAT_MAX <= part <= _FLOAT_MAX:
             raise Refused(f"{name}: holds {part}; it must hold finite numbers only")
     numbers = np.array(vector, dtype=np.float64)
     if not numbers.any():
@@ -217,10 +246,11 @@ def given_entities(
     stated = optional_list(fields, "entities")
     if stated is None:
         return None, {}
+    folded_texts = [chunk.text.casefold() for chunk in chunks]
     entities: dict[str, Entity] = {}
     references: dict[str, set[str]] = {}
     for number, item in enumerate(stated):
-        entity = read_entity(item, f"entities[{number}]", chunks)
+        entity = read_entity(item, f"entities[{number}]", folded_texts)
         known = entities.get(entity.key)
         entities[entity.key] = entity if known is None else unite(known, entity)
         names = {entity.key, entity.name, *entity.aliases}
@@ -231,7 +261,8 @@ def given_entities(
     return tuple(entities.values()), references
 
 
-def read_entity(item: Any, name: str, chunks: Sequence[Chunk]) -> Entity:
+def read_entity(item: Any, name: str, folded_texts: Sequence[str]) -> Entity:
+    """`folded_texts` are the chunks' texts in folded case, for where the entity is mentioned."""
     if isinstance(item, str):
         item = {"name": item}
     if not isinstance(item, dict):
@@ -245,7 +276,8 @@ def read_entity(item: Any, name: str, chunks: Sequence[Chunk]) -> Entity:
     if not all(isinstance(alias, str) for alias in aliases):
         raise Refused(f"{name}.aliases: must hold texts only")
     forms = tuple(dict.fromkeys(clean_text(alias)[:NAME_CHARS_MAX] for alias in aliases))
-    found = [chunk.ordinal for chunk in chunks if mentions(chunk, (written, *forms))]
+    names = tuple(form.casefold() for form in (written, *forms) if form)
+    found = [n for n, text in enumerate(folded_texts) if any(form in text for form in names)]
     return Entity(
         key=entity_key(entity_type, written),
         type=entity_type,
@@ -255,11 +287,6 @@ def read_entity(item: Any, name: str, chunks: Sequence[Chunk]) -> Entity:
         chunk_ordinals=tuple(found),
         mentions=max(1, len(found)),
     )
-
-
-def mentions(chunk: Chunk, forms: Sequence[str]) -> bool:
-    text = chunk.text.casefold()
-    return any(form.casefold() in text for form in forms if form)
 
 
 def unite(first: Entity, second: Entity) -> Entity:
@@ -323,6 +350,16 @@ def resolve(
 
 
 # Fields
+
+
+def given_collection(fields: Mapping[str, Any]) -> str | None:
+    """A part of the corpus, by name."""
+    stated = optional_text(fields, "collection")
+    if stated is not None and not (
+        0 < len(stated) <= COLLECTION_CHARS_MAX and stated.isprintable()
+    ):
+        raise Refused(f"collection: must be 1 to {COLLECTION_CHARS_MAX} printable characters")
+    return stated
 
 
 def given_metadata(fields: Mapping[str, Any]) -> Mapping[str, Any]:
