@@ -4,6 +4,7 @@ ApexError
 ├── TransientError          the same call may succeed later: retry
 │   ├── StoreUnavailable        refused, shutting down, no connection to be had: the store is down
 │   ├── StoreConflict           deadlock, serialization failure, two writers created one key
+│   ├── QueueFull               too many documents wait already: come back later
 │   ├── IncompleteVersion       a read found no whole version in time: read again, or repair
 │   └── OutcomeUnknown          no answer in time: the write may have landed, or may land yet
 ├── TerminalError           it never will: compensate and report
@@ -52,6 +53,14 @@ class StoreConflict(TransientError):
     def __init__(self, store: str, detail: str) -> None:
         super().__init__(f"{store} reported a conflict between two writers: {detail}")
         self.store = store
+
+
+class QueueFull(TransientError):
+    """`depth` documents wait for their saga to be driven, as many as may."""
+
+    def __init__(self, *, depth: int, retry_after_s: float) -> None:
+        super().__init__(f"{depth} documents wait already; come back in {retry_after_s:g} s")
+        self.depth, self.retry_after_s = depth, retry_after_s
 
 
 class OutcomeUnknown(TransientError):

@@ -26,6 +26,7 @@ from apex_dagster.saga.ledger import Ledger
 from apex_dagster.saga.opening import (
     Opened,
     Opening,
+    Refused,
     open_sagas,
     open_successors,
     used_up_restarts,
@@ -284,8 +285,10 @@ def _losers(failed: Sequence[Saga]) -> list[Saga]:
     return [saga for saga in failed if (saga.error or {}).get("class") == VERSION_CONFLICT]
 
 
-def _sagas(opened: Sequence[Opened], disposition: str) -> list[Saga]:
-    return [one.saga for one in opened if one.disposition == disposition]
+def _sagas(opened: Sequence[Opened | Refused], disposition: str) -> list[Saga]:
+    # Nothing is refused here: files have neither keys nor versions that they expect.
+    taken = [one for one in opened if isinstance(one, Opened)]
+    return [one.saga for one in taken if one.disposition == disposition]
 
 
 def _extraction_failure(error: Exception) -> Failure:

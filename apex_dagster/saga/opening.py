@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+from psycopg.errors import UniqueViolation
 from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
+from apex_dagster.errors import StoreConflict
 from apex_dagster.records import Document, SagaId
 from apex_dagster.saga import states
 from apex_dagster.saga.ledger import Ledger, Transaction, saga_of
 from apex_dagster.saga.saga import Saga
+from apex_dagster.saga.submissions import Answer, Earlier, earlier_submissions, hand_on_key
+from apex_dagster.saga.wakeup import announce_pending
 from apex_dagster.sql import load_queries
 
 _SQL = load_queries("apex_dagster.saga", "opening.sql")
@@ -32,7 +36,14 @@ class Opening:
     body_hash: str  # sha256 hex of what was sent: the dropped file, the request's body
     client: str
     idempotency_key: str | None = None
+    # The version that has to be live for this one to replace it, 0 for none; None: whatever is.
+    expected_version: int | None = None
     body: bytes | None = None  # a packed extraction, for documents that come with one
+
+    @property
+    def document_id(self) -> str:
+        """Of the document."""
+        return self.document.document_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,39 +53,123 @@ class Opened:
     saga: Saga
     # "opened": a new saga. "joined": the same content is under way in an open saga.
     # "unchanged": the same content is live already, so `saga` is the one that made it live.
+    # "repeated": its idempotency key was used before, with the same body, and that is its saga.
     disposition: str
+    answer: Answer | None = None  # what was answered before; only of repeated ones
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """An opening that led to nothing."""
+
+    # "key_reused": its idempotency key came with another body before.
+    # "version_conflict": `live_version` is not the version that it expects.
+    reason: str
+    live_version: int | None = None
 
 
 def open_sagas(
-    ledger: Ledger, openings: Sequence[Opening], *, run_id: str | None = None
-) -> list[Opened]:
+    ledger: Ledger,
+    openings: Sequence[Opening],
+    *,
+    run_id: str | None = None,
+    announce: bool = False,
+) -> list[Opened | Refused]:
     """Make a durable row for each document before anything is written anywhere.
 
-    One transaction. At most one opening of a document in a batch; answers in the order given.
+    One transaction. At most one content of a document, and one use of an idempotency key, in a
+    batch; answers in the order given. With `announce`, whoever drives pending sagas is woken.
     """
-    by_document = {opening.document.document_id: opening for opening in openings}
-    if len(by_document) != len(openings):
-        raise ValueError("a batch opens at most one saga of a document")
-    document_ids = sorted(by_document)
+    try:
+        return _open_sagas(ledger, openings, run_id, announce)
+    except UniqueViolation:  # another process was first with a key; now it is there to be found
+        try:
+            return _open_sagas(ledger, openings, run_id, announce)
+        except UniqueViolation as error:
+            raise StoreConflict("ledger", str(error)) from error
+
+
+def _open_sagas(
+    ledger: Ledger, openings: Sequence[Opening], run_id: str | None, announce: bool
+) -> list[Opened | Refused]:
+    document_ids = sorted({opening.document_id for opening in openings})
     with ledger.transaction() as tx:
         pointers, rivals = _lock_documents(tx, document_ids)
-        opened = {}
-        fresh: list[_NewSaga] = []
-        for document_id in document_ids:
-            opening, pointer = by_document[document_id], pointers[document_id]
-            known = _known_saga(opening.content_hash, pointer, rivals.get(document_id, []))
+        # After the locks: the same body twice is the same document twice, so it is seen here.
+        earlier = earlier_submissions(tx, [(o.client, o.idempotency_key) for o in openings])
+        fresh: dict[str, _NewSaga] = {}
+        outcomes: list[Opened | Refused | None] = []
+        for opening in openings:
+            document_id = opening.document_id
+            before = earlier.get((opening.client, opening.idempotency_key))
+            known = _known(tx, opening, pointers[document_id], rivals.get(document_id, []), before)
             if known is None:
-                fresh.append(_NewSaga.of(document_id, opening, pointer))
-            elif isinstance(known, Saga):
-                opened[document_id] = Opened(saga=known, disposition="joined")
-            else:
-                saga = _sagas(tx, "saga_by_id", saga_id=known)[0]
-                opened[document_id] = Opened(saga=saga, disposition="unchanged")
-        for saga in _insert_sagas(ledger, tx, fresh, run_id):
-            opened[saga.document_id] = Opened(saga=saga, disposition="opened")
-        _insert_extractions(tx, [(opened[new.document_id].saga, new.opening) for new in fresh])
-        _insert_submissions(tx, [(opened[i].saga, by_document[i]) for i in document_ids], run_id)
-    return [opened[opening.document.document_id] for opening in openings]
+                predecessor = before.saga if before else None
+                new = _NewSaga.of(document_id, opening, pointers[document_id], predecessor)
+                if fresh.setdefault(document_id, new).content_hash != opening.content_hash:
+                    raise ValueError("a batch opens at most one saga of a document")
+            outcomes.append(known)
+        news = [fresh[document_id] for document_id in sorted(fresh)]
+        inserted = {saga.document_id: saga for saga in _insert_sagas(ledger, tx, news, run_id)}
+        _insert_extractions(tx, [(inserted[new.document_id], new.opening) for new in news])
+        opened = [
+            known or _opened(inserted[opening.document_id], fresh[opening.document_id], opening)
+            for opening, known in zip(openings, outcomes, strict=True)
+        ]
+        _note_submissions(tx, openings, opened, earlier, run_id)
+        if announce and inserted:
+            announce_pending(tx)
+    return opened
+
+
+def _opened(saga: Saga, new: _NewSaga, opening: Opening) -> Opened:
+    """The same content twice in a batch has one saga, which the second joins."""
+    return Opened(saga=saga, disposition="opened" if new.opening is opening else "joined")
+
+
+def _known(
+    tx: Transaction,
+    opening: Opening,
+    pointer: DictRow,
+    rivals: Sequence[Saga],
+    before: Earlier | None,
+) -> Opened | Refused | None:
+    """What an opening leads to without a new saga; None if it needs one."""
+    if before is not None:
+        if before.body_hash != opening.body_hash:
+            return Refused(reason="key_reused")
+        if not before.may_try_again:
+            return Opened(saga=before.saga, disposition="repeated", answer=before.answer)
+    known = _known_saga(opening.content_hash, pointer, rivals)
+    live_version = pointer["live_version"] or 0
+    if isinstance(known, str):
+        saga = _sagas(tx, "saga_by_id", saga_id=known)[0]
+        return Opened(saga=saga, disposition="unchanged")
+    if opening.expected_version is None:
+        return Opened(saga=known, disposition="joined") if known else None
+    # What others have under way with this content may be built on another version than expected.
+    if opening.expected_version == live_version and (known is None or known.pinned):
+        return Opened(saga=known, disposition="joined") if known else None
+    return Refused(reason="version_conflict", live_version=live_version)
+
+
+def _note_submissions(
+    tx: Transaction,
+    openings: Sequence[Opening],
+    opened: Sequence[Opened | Refused],
+    earlier: Mapping[tuple[str, str | None], Earlier],
+    run_id: str | None,
+) -> None:
+    """Who asked for what; a key that was used before goes on to the saga that stands for it now."""
+    new = []
+    for opening, outcome in zip(openings, opened, strict=True):
+        if isinstance(outcome, Refused) or outcome.disposition == "repeated":
+            continue
+        if before := earlier.get((opening.client, opening.idempotency_key)):
+            hand_on_key(tx, before, outcome.saga)
+        else:
+            new.append((outcome.saga, opening))
+    _insert_submissions(tx, new, run_id)
 
 
 def open_successors(
@@ -95,13 +190,14 @@ def restart(ledger: Ledger, tx: Transaction, losers: Sequence[Saga]) -> list[Sag
     """Open a successor for each saga that lost its pivot, in the transaction that closes it.
 
     It waits, without an owner, for whoever claims it first: the loser's own owner, or recovery once
-    its lease has run out. None for a submission that has been restarted `RESTARTS_MAX` times.
+    its lease has run out. None for a submission that is pinned to the version that it expected, or
+    has been restarted `RESTARTS_MAX` times.
     """
     if not losers:
         return []
     _lock_documents(tx, sorted({saga.document_id for saga in losers}))
     starts = _count_starts(tx, losers)
-    again = [s for s in losers if starts[s.document_id, s.arrival] <= RESTARTS_MAX]
+    again = [s for s in losers if _may_restart(s, starts)]
     # One by one: several may be of one document, and each takes the next version of it. The last
     # to arrive first: of two with the same content only one starts again.
     return [
@@ -120,12 +216,17 @@ def waiting_restarts(ledger: Ledger, losers: Sequence[Saga]) -> list[Saga]:
 
 
 def used_up_restarts(ledger: Ledger, losers: Sequence[Saga]) -> list[Saga]:
-    """Those that have no restart left: their submissions have lost too often."""
+    """Those that are not restarted: their submissions have lost too often, or are pinned."""
     if not losers:
         return []
     with ledger.transaction() as tx:
         starts = _count_starts(tx, losers)
-    return [s for s in losers if starts[s.document_id, s.arrival] > RESTARTS_MAX]
+    return [saga for saga in losers if not _may_restart(saga, starts)]
+
+
+def _may_restart(saga: Saga, starts: Mapping[tuple[str, int], int]) -> bool:
+    # On another version a pinned one would replace what its caller said it must not.
+    return not saga.pinned and starts[saga.document_id, saga.arrival] <= RESTARTS_MAX
 
 
 def _count_starts(tx: Transaction, sagas: Sequence[Saga]) -> dict[tuple[str, int], int]:
@@ -211,6 +312,7 @@ def _insert_sagas(
         content_hashes=[n.content_hash for n in new],
         predecessors=[n.predecessor_saga_id for n in new],
         arrivals=[n.arrival for n in new],
+        pinned=[n.pinned for n in new],
         run_id=run_id,
         lease_s=ledger.lease_s,
         **versions,
@@ -233,6 +335,7 @@ class _NewSaga:
     opening: Opening | None
     predecessor_saga_id: SagaId | None
     arrival: int | None  # None: it arrives now
+    pinned: bool  # to the version it expects
 
     @classmethod
     def of(
@@ -243,7 +346,7 @@ class _NewSaga:
         predecessor: Saga | None = None,
         arrival: int | None = None,
     ) -> _NewSaga:
-        source = predecessor or opening
+        source = opening or predecessor
         assert source is not None
         return cls(
             saga_id=SagaId(f"ingest_{document_id}_{secrets.token_hex(8)}"),
@@ -254,6 +357,7 @@ class _NewSaga:
             opening=opening,
             predecessor_saga_id=predecessor.saga_id if predecessor else None,
             arrival=arrival,
+            pinned=opening is not None and opening.expected_version is not None,
         )
 
 

@@ -20,15 +20,15 @@ ORDER BY arrival
 -- insert_sagas --
 -- Without an owner, but with a lease: if whoever opened them dies before the claim, recovery finds them.
 INSERT INTO apex.saga_state (saga_id, kind, document_id, version, expected_version, content_hash,
-                             predecessor_saga_id, run_id, arrival, lease_expires_at)
+                             predecessor_saga_id, pinned, run_id, arrival, lease_expires_at)
 SELECT o.saga_id, 'ingest', o.document_id, o.version, o.expected_version, o.content_hash,
-       o.predecessor_saga_id, %(run_id)s, coalesce(o.arrival, nextval('apex.arrival')),
+       o.predecessor_saga_id, o.pinned, %(run_id)s, coalesce(o.arrival, nextval('apex.arrival')),
        clock_timestamp() + %(lease_s)s * interval '1 second'
 FROM unnest(%(saga_ids)s::text[], %(document_ids)s::text[], %(versions)s::integer[],
             %(expected_versions)s::integer[], %(content_hashes)s::text[], %(predecessors)s::text[],
-            %(arrivals)s::bigint[])
+            %(arrivals)s::bigint[], %(pinned)s::boolean[])
      WITH ORDINALITY AS o (saga_id, document_id, version, expected_version, content_hash,
-                           predecessor_saga_id, arrival, position)
+                           predecessor_saga_id, arrival, pinned, position)
 ORDER BY o.position
 RETURNING *
 

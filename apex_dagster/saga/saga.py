@@ -28,6 +28,7 @@ class Saga:
     version: int
     expected_version: int | None  # live when the saga was opened
     content_hash: str
+    pinned: bool  # whoever submitted it named `expected_version`; a conflict ends it for good
     arrival: int
     epoch: int
     takeovers: int

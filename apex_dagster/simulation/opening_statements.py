@@ -52,6 +52,7 @@ class OpeningStatements(Statements):
             "content_hash": "content_hashes",
             "predecessor_saga_id": "predecessors",
             "arrival": "arrivals",
+            "pinned": "pinned",
         }
         return [self._insert_saga(row, v) for row in _rows(v, names)]
 
