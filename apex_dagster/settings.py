@@ -76,6 +76,33 @@ class Settings(BaseSettings):
     batch_documents: int = Field(25, ge=1, le=1000, description="Files to a run.")
     file_attempts: int = Field(5, ge=1, description="Runs a file gets before it is quarantined.")
 
+    # HTTP
+    api_host: str = Field("127.0.0.1", description="Where `apex api` listens: a loopback address.")
+    api_port: int = Field(8000, ge=1, le=65535, description="Port of `apex api`.")
+    api_trust_network: bool = Field(
+        False,
+        description="Listen on any address and answer to any name: for a container whose port is"
+        " published on loopback only. Whoever reaches the port can write.",
+    )
+    api_body_bytes_max: int = Field(
+        16 * 1024 * 1024, ge=1024, description="A larger request, or line of a batch, is refused."
+    )
+    api_batch_documents_max: int = Field(
+        10_000, ge=1, description="Lines to a batch request; the rest is refused."
+    )
+    pending_max: int = Field(
+        2000, ge=1, description="While so many documents wait to be driven, no more are taken."
+    )
+    publish_wait_s: float = Field(
+        2.0, ge=0, description="A request waits so long for a live version to be published as well."
+    )
+    answer_wait_s: float = Field(
+        120.0, gt=0, description="A saga that takes longer is answered with 503; it goes on."
+    )
+    idempotency_keep_s: float = Field(
+        7 * 86400.0, gt=0, description="Idempotency keys and their answers are kept so long."
+    )
+
     # Extraction
     spacy_model: str = Field("en_core_web_sm", description="An installed pipeline, or a folder.")
     embedding_dim: int = Field(384, ge=1, le=4000, description="Floats in one embedding.")

@@ -42,8 +42,8 @@ SERVICES: dict[str, Service] = load()["services"]
 each_service = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)
 
 
-def test_the_services_are_four_real_servers_and_three_processes_of_ours() -> None:
-    assert set(SERVICES) == {*ALL, "code", "webserver", "daemon"}
+def test_the_services_are_four_real_servers_and_four_processes_of_ours() -> None:
+    assert set(SERVICES) == {*ALL, "code", "webserver", "daemon", "api"}
 
 
 @each_service

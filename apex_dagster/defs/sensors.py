@@ -14,6 +14,7 @@ from apex_dagster.ingestion.inbox import QUARANTINE, DroppedFile, Inbox, file_ha
 from apex_dagster.ingestion.overdue import report_overdue
 from apex_dagster.saga import audit
 from apex_dagster.saga.saga import Saga
+from apex_dagster.saga.submissions import forget_keys
 from apex_dagster.settings import Settings
 
 # More runs would only queue; the next tick asks for the rest.
@@ -80,7 +81,8 @@ def inbox_sensor(context: dg.SensorEvaluationContext, sagas: SagasResource) -> d
 @dg.sensor(
     minimum_interval_seconds=15,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Finishes sagas whose owner died, and removes what superseded versions left.",
+    description="Finishes sagas whose owner died, and removes what is over: superseded versions,"
+    " idempotency keys that nobody repeats any more.",
 )
 def recovery_sensor(context: dg.SensorEvaluationContext, sagas: SagasResource) -> dg.SkipReason:
     """Take over expired leases, a few at a time while the tick may last; it starts no runs."""
@@ -93,6 +95,7 @@ def recovery_sensor(context: dg.SensorEvaluationContext, sagas: SagasResource) -
         if not some:
             break
     swept = app.ingestion.sweep(limit=100)
+    forget_keys(app.ledger, after_s=app.settings.idempotency_keep_s)
     app.inbox.settle(app.ledger)
     if anchor := audit.anchor(app.ledger):
         context.log.info(f"audit anchor {anchor.anchor_seq}: {anchor.hash}")

@@ -205,3 +205,26 @@ def test_the_recovery_sensor_finishes_what_a_dead_owner_left(
     [saga] = dagster_app.ledger.list_sagas(document_id=unique)
     assert saga.status is Status.COMPLETED
     assert_whole(dagster_app, unique)
+
+
+def test_the_recovery_sensor_forgets_keys_that_nobody_repeats(
+    dagster_app: Application, instance: dg.DagsterInstance, unique: str
+) -> None:
+    dagster_app.ingestion.ingest([submission(unique)], owner="somebody")
+    for age_days, key in ((6, "young"), (8, "old")):
+        with dagster_app.ledger.transaction() as tx:
+            tx.execute(
+                "INSERT INTO apex.submission (client, idempotency_key, body_hash, document_id,"
+                " saga_id, created_at) SELECT 'http', %s, '', document_id, saga_id,"
+                " now() - %s * interval '1 day' FROM apex.saga_state",
+                [key, age_days],
+            )
+    resources = {"sagas": resources_from_environment()["sagas"]}
+    with dg.build_sensor_context(
+        instance=instance, definitions=defs, resources=resources
+    ) as context:
+        defs.get_sensor_def("recovery_sensor").evaluate_tick(context)
+    with dagster_app.ledger.transaction() as tx:
+        rows = tx.execute("SELECT idempotency_key FROM apex.submission").fetchall()
+    keys = {row["idempotency_key"] for row in rows}
+    assert keys == {None, "young"}

@@ -1,0 +1,111 @@
+"""Every error as problem details (RFC 9457): one form, that a program can read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+import structlog
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from apex_dagster.errors import ApexError, QueueFull, TransientError
+from apex_dagster.ingestion.request import RequestRefused
+
+log = structlog.get_logger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 5  # where the error itself knows no better
+
+
+class Problem(Exception):
+    """An error on its way to the client. `more` becomes members beside those of the RFC."""
+
+    def __init__(
+        self,
+        status: HTTPStatus,
+        name: str,
+        detail: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.name, self.detail = status, name, detail
+        self.headers, self.more = dict(headers or {}), more
+
+    def body(self) -> bytes:
+        """The problem's JSON; members without a value are left out."""
+        members = {
+            "type": f"urn:apex:problem:{self.name}",
+            "title": self.status.phrase,
+            "status": self.status.value,
+            "detail": self.detail,
+            **self.more,
+        }
+        return orjson.dumps({name: value for name, value in members.items() if value is not None})
+
+    def response(self) -> Response:
+        """As an HTTP response."""
+        return Response(self.body(), self.status.value, self.headers, MEDIA_TYPE)
+
+
+def problem_of(error: Exception) -> Problem:
+    """What a client is told of an error: never a traceback, nor what an unforeseen one says."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, RequestRefused):
+        return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", str(error), field=error.field)
+    if isinstance(error, QueueFull):
+        return Problem(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            "queue-full",
+            f"{error.depth} documents wait already; send it again later",
+            headers=retry_after(error.retry_after_s),
+            depth=error.depth,
+        )
+    if isinstance(error, HTTPException):
+        status = HTTPStatus(error.status_code)
+        return Problem(status, "http", str(error.detail), headers=error.headers)
+    if isinstance(error, TransientError) or hasattr(error, "retry_after_s"):
+        return _unavailable(error)
+    return Problem(
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        "unexpected",
+        "An unexpected error; the server's log tells more",
+    )
+
+
+def _unavailable(error: Exception) -> Problem:
+    """A store is down, or the ledger. Not the driver's own words, which name addresses."""
+    store = getattr(error, "store", None)
+    return Problem(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "unavailable",
+        f"{store or 'A store'} cannot be reached at present; send it again later",
+        headers=retry_after(getattr(error, "retry_after_s", RETRY_AFTER_S)),
+        store=store,
+    )
+
+
+def retry_after(seconds: float) -> dict[str, str]:
+    """The header, in whole seconds, at least one."""
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error with problem details."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        problem = problem_of(error)
+        if problem.name == "unexpected":
+            log.error("request_failed", path=request.url.path, error=type(error).__name__)
+        elif isinstance(error, ApexError) and problem.status >= 500:
+            log.warning("request_refused", path=request.url.path, error=str(error))
+        return problem.response()
+
+    for kind in (Problem, ApexError, HTTPException, Exception):
+        app.add_exception_handler(kind, answer)

@@ -1,0 +1,36 @@
+"""Requests, and what is said of their answers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+
+from apex_dagster_tests.documents import document
+
+
+def body_of(document_id: str, **fields: Any) -> bytes:
+    """A document with all its parts, written as compactly as the server writes one from which it
+    has taken what is said of the request; `fields` as in `documents.document`."""
+    content: bytes = orjson.dumps(orjson.loads(document(document_id, **fields).content))
+    return content
+
+
+def post(client: Any, body: Any, key: str | None = None, **headers: str) -> Any:
+    """The answer, or with an asynchronous client something to await it by."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    own = {"Content-Type": "application/json"} | ({"Idempotency-Key": key} if key else {})
+    return client.post("/documents/ingest", content=content, headers=own | headers)
+
+
+def problem(answer: Any, status: int, name: str) -> dict[str, Any]:
+    """The problem details, after checking that they are what they should be."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = answer.json()
+    assert (body["status"], body["type"]) == (status, f"urn:apex:problem:{name}"), body
+    assert body["title"]
+    assert "Traceback" not in answer.text
+    assert "postgresql://" not in answer.text
+    return body

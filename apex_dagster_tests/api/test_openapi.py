@@ -1,0 +1,63 @@
+"""The description: valid, complete, and its examples are what the server takes and gives."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import validate
+
+from apex_dagster_tests.api.requests import body_of, post
+from apex_dagster_tests.applications import assert_whole
+
+INGEST, BATCH = "/documents/ingest", "/documents/ingest/batch"
+
+
+@pytest.fixture
+def description(client) -> dict:
+    return client.get("/openapi.json").json()
+
+
+def check(description, name, value) -> None:
+    schema = {"$ref": f"#/components/schemas/{name}", "components": description["components"]}
+    Draft202012Validator(schema).validate(value)
+
+
+def test_the_description_is_valid_and_names_every_answer(description):
+    validate(description)
+    answers = set(description["paths"][INGEST]["post"]["responses"])
+    assert answers == {"200", "409", "413", "415", "422", "429", "500", "503"}
+    assert set(description["paths"]) == {INGEST, BATCH, "/healthz", "/readyz", "/version"}
+
+
+def test_its_examples_are_taken_and_answered_as_described(client, driver, app, description):
+    """One is a bare text: whoever drives it extracts chunks, entities and embeddings."""
+    operation = description["paths"][INGEST]["post"]
+    examples = operation["requestBody"]["content"]["application/json"]["examples"]
+    for example in examples.values():
+        value = example["value"]
+        check(description, "Document", value)
+        answer = post(client, value)
+        assert answer.status_code == 200, answer.text
+        check(description, "Ingested", answer.json())
+        assert_whole(app, value["document_id"])
+    for status, name in (("200", "Ingested"), ("500", "Problem")):
+        [content] = operation["responses"][status]["content"].values()
+        check(description, name, content["example"])
+
+
+def test_every_answer_is_as_described(client, driver, description, unique):
+    for body in (body_of(unique, poison=True), b"{", body_of(unique, dim=2)):
+        check(description, "Problem", post(client, body).json())
+    check(description, "Document", {"document_id": "d", "chunks": ["a", {"text": "b"}]})
+    headers = {"Content-Type": "application/x-ndjson"}
+    lines = client.post(BATCH, content=body_of(unique) + b"\n{", headers=headers).iter_lines()
+    for line in lines:
+        check(description, "Line", json.loads(line))
+
+
+def test_health_and_version(client):
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").json() == {"status": "ready", "depth": 0, "waiting": 0}
+    assert client.get("/version").json()["version"]
