@@ -266,7 +266,7 @@ class Neo4jStore:
             return OutcomeUnknown(self.name, after_s=self._timeout_s)
         if isinstance(error, AuthError | Forbidden):
             return StoreUnavailable(self.name, f"it does not let us in: {code}")
-        if isinstance(error, ConstraintError) or code.endswith(_TWO_WRITERS):
+        if isinstance(error, ConstraintError) or code.endswith(_TWO_WRITERS + _TERMINATED):
             return StoreConflict(self.name, code)
         if code.endswith(_TOO_LARGE):
             return StoreRejected(self.name, detail)
@@ -281,6 +281,10 @@ class Neo4jStore:
 
 # "IF NOT EXISTS" looks before it takes the lock, and an entity may be swept before a write to it.
 _TWO_WRITERS = (".EntityNotFound", ".EquivalentSchemaRuleAlreadyExists", ".ConstraintAlreadyExists")
+
+# Said to be the client's fault: the server, or somebody with a command, has ended the transaction,
+# as when it waited for a lock until its time was over.
+_TERMINATED = (".LockClientStopped", ".Terminated")
 
 # Said to be transient, but the same transaction will not fit next time either: half of it may.
 _TOO_LARGE = ("MemoryPoolOutOfMemoryError", "TransactionMemoryLimit", "StackOverFlowError")

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import neo4j
 import pytest
 
-from apex_dagster.errors import OutcomeUnknown, StoreRejected, StoreUnavailable
+from apex_dagster.errors import OutcomeUnknown, StoreConflict, StoreRejected, StoreUnavailable
 from apex_dagster.records import Publication, StagedVersion, VersionRef
 from apex_dagster.stores.neo4j_store import KEY_CHARS_MAX, Neo4jStore
 from apex_dagster_tests.stores.conformance import (
@@ -342,12 +342,44 @@ class TestNeo4jStore(StoreConformance):
         store.close()
         patient.close()
 
+    def test_a_transaction_ended_while_it_waits_for_a_lock_may_be_repeated(
+        self, store, driver, make, unique
+    ):
+        """The driver calls it the client's fault, as if the document were to blame."""
+        version = make()
+        with (
+            ThreadPoolExecutor(1) as pool,
+            driver.session() as session,
+            session.begin_transaction(metadata={"test": unique}) as holder,
+        ):
+            holder.run("CREATE (:DocumentVersion {saga_id: $id})", id=version.ref.saga_id).consume()
+            waiting = pool.submit(store.stage, [version])
+            driver.execute_query("TERMINATE TRANSACTION $id", id=blocked_by(driver, unique))
+            with pytest.raises(StoreConflict) as caught:
+                waiting.result()
+            holder.rollback()
+        assert caught.value.nothing_written
+        store.stage([version])
+
     def test_a_wrong_password_is_unavailable_and_not_shown(self, address):
         store = Neo4jStore(f"bolt://{address[0]}:{address[1]}", "nobody", "secret-guess")
         with pytest.raises(StoreUnavailable) as caught:
             store.ping()
         assert "secret-guess" not in f"{caught.value!r} {caught.value.__cause__!r} {store!r}"
         store.close()
+
+
+def blocked_by(driver: neo4j.Driver, test: str, timeout_s: float = 20.0) -> str:
+    """The transaction that waits for a lock of the one with this metadata."""
+    query = "SHOW TRANSACTIONS YIELD transactionId AS id, status, metaData AS metadata"
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        records, _, _ = driver.execute_query(query)
+        [holder] = [each["id"] for each in records if each["metadata"].get("test") == test]
+        for each in records:
+            if each["status"].startswith("Blocked") and holder in each["status"]:
+                return str(each["id"])
+    raise AssertionError(f"no transaction waited for it within {timeout_s:g} s")
 
 
 def wait_until_blocked(driver: neo4j.Driver, timeout_s: float = 20.0) -> None:
