@@ -25,6 +25,9 @@ WHERE status IN ('pending', 'in_progress', 'compensating')
    OR (status = 'completed' AND published_at IS NULL)
 ORDER BY lease_expires_at
 
+-- failed_sagas --
+SELECT saga_id, document_id, undone_steps FROM apex.saga_state WHERE status = 'failed'
+
 -- saga_counts --
 SELECT status, coalesce(error ->> 'class', '') AS error_class, count(*) AS sagas
 FROM apex.saga_state GROUP BY 1, 2 ORDER BY 1, 2

@@ -75,6 +75,7 @@ def judge(app: Application, submissions: Sequence[Submission], readers: Readers)
     contents = {s.offer.content_hash: s.offer.fingerprints or {} for s in submissions}
     found += wrong_contents(app, live, contents)
     found += lost(app, live, submissions)
+    found += _failed(app)
     if not any(submission.completed for submission in submissions):
         nothing = "nothing was acknowledged as completed, so the run proves nothing"
         found.append(Violation(promise="load", document_id="", saga_id="", what=nothing))
@@ -124,6 +125,22 @@ def sweep_everything(app: Application) -> None:
         tx.execute(_SQL["bring_sweeps_forward"])
     while app.ingestion.sweep(limit=_SWEEP_SAGAS):
         pass
+
+
+def _failed(app: Application) -> Iterator[Violation]:
+    """Every store came back, so that no undo had a reason to fail for good."""
+    with app.ledger.transaction() as tx:
+        rows = tx.execute(_SQL["failed_sagas"]).fetchall()
+    for row in rows:
+        errors = {
+            step: undo["error"] for step, undo in row["undone_steps"].items() if "error" in undo
+        }
+        yield Violation(
+            promise="sagas that wait for an operator",
+            document_id=row["document_id"],
+            saga_id=row["saga_id"],
+            what=f"failed: {errors}",
+        )
 
 
 # What each live document has to show
