@@ -13,7 +13,7 @@ import pytest
 
 from apex_dagster.records import Document, SagaId
 from apex_dagster.saga import states
-from apex_dagster.saga.ledger import Ledger
+from apex_dagster.saga.ledger import _SQL, Ledger
 from apex_dagster.saga.opening import (
     Opening,
     open_sagas,
@@ -79,7 +79,7 @@ class _Player:
     def _some(self, *statuses: Status, stale: bool = True) -> list[Saga]:
         """Up to three, of different documents; now and then as they once were."""
         found = [saga for saga in self._all() if not statuses or saga.status in statuses]
-        if stale and self._draw.random() < 0.2:
+        if stale and self._draw.random() < 0.25:
             found = list(self._remembered.values())
         self._draw.shuffle(found)
         chosen = {saga.document_id: saga for saga in found[: self._draw.randint(1, 3)]}
@@ -248,13 +248,24 @@ class _Player:
         self._twins.real.finish_sweeps(real[:limit])
         self._twins.model.finish_sweeps(model[:limit])
 
+    def _do_sweep_of_any(self) -> None:
+        """Also of a saga that is live or in progress: it must not become due."""
+        ids = [saga.saga_id for saga in self._some()]
+        values = {"saga_ids": ids, "delays_s": [0.0, 1000.0], "reason": "superseded"}
+
+        def schedule(ledger: Ledger) -> None:
+            with ledger.transaction() as tx:
+                tx.execute(_SQL["schedule_sweeps"], values)
+
+        self._both("schedule_sweeps", schedule)
+
     def _do_sweep_again(self) -> None:
         sagas = self._some()
         self._both("sweep_again", lambda ledger: ledger.sweep_again(sagas, grace_s=250.0))
 
     def _do_store_extractions(self) -> None:
         sagas = self._some(Status.IN_PROGRESS, Status.COMPENSATING)
-        bodies = {saga.saga_id: b"packed again" for saga in sagas}
+        bodies = {saga.saga_id: self._draw.randbytes(4) for saga in sagas}
         self._both("store_extractions", lambda ledger: ledger.store_extractions(sagas, bodies))
 
     def _do_look(self) -> None:
@@ -283,4 +294,5 @@ _WEIGHTS = {
     "open": 2.0,
     "compensate": 2.0,
     "close_compensated": 2.0,
+    "store_extractions": 3.0,
 }
