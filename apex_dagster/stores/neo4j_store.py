@@ -309,6 +309,9 @@ def _mark(run: Run, publications: Sequence[Row]) -> None:
     """Make these versions committed and current, and those that they replace superseded."""
     run("mark_committed", publications=publications).consume()
     superseded = [record["saga_id"] for record in run("mark_superseded", publications=publications)]
+    marked = [*(row["saga_id"] for row in publications), *superseded]
+    # Before their relationships, as removal does: the other way round the two deadlock.
+    run("lock_entities_of", saga_ids=marked).consume()
     for saga_ids, old, new in (
         ([row["saga_id"] for row in publications], "staged", "committed"),
         (superseded, "committed", "superseded"),
