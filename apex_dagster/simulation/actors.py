@@ -19,9 +19,10 @@ from apex_dagster.simulation.documents import Extractor
 from apex_dagster.simulation.invariants import Invariants
 from apex_dagster.simulation.model_store import ModelStore
 from apex_dagster.simulation.network import Network
+from apex_dagster.simulation.pace import VirtualPace
 from apex_dagster.simulation.parts import Parts
 from apex_dagster.simulation.plan import PlannedRun
-from apex_dagster.simulation.world import Process, VirtualPace, World, current_task
+from apex_dagster.simulation.world import Process, World, current_task
 
 LEASE_S = 30.0
 _READ_S_MAX = 10.0

@@ -14,15 +14,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
 from apex_dagster.errors import ApexError
 from apex_dagster.saga.failpoints import SimulatedCrash
-from apex_dagster.saga.retry import StillRunning
-
-T = TypeVar("T")
 
 _EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -238,43 +234,6 @@ class World:
             task.process.wakes_when_calm = not task.process.name.startswith("run-")
             task.process.stop(delay_s)
         task.sleep(0.0)
-
-
-class VirtualPace:
-    """The time of retries in this world: `saga.retry.Pace`."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    def monotonic(self) -> float:
-        return self._world.now_s
-
-    def sleep(self, delay_s: float) -> None:
-        current_task().sleep(delay_s)
-
-    def call_until(self, operation: Callable[[], T], deadline: float, name: str) -> T:
-        """In a greenlet of its own, as it is in a thread of its own elsewhere: what has not come
-        back by the deadline goes on, and may land."""
-        results: list[T] = []
-        errors: list[BaseException] = []
-        caller = current_task()
-        wake = caller.waker()
-
-        def run() -> None:
-            try:
-                results.append(operation())
-            except (Exception, SimulatedCrash) as error:
-                errors.append(error)
-            self._world.at(0.0, wake)
-
-        caller.process.spawn(run).may_be_abandoned = True
-        caller.wake_in(max(0.0, deadline - self._world.now_s))
-        caller.wait()
-        if errors:
-            raise errors[0]
-        if not results:
-            raise StillRunning(name)
-        return results[0]
 
 
 def current_task() -> Task:
