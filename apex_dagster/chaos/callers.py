@@ -21,8 +21,8 @@ class Answer:
 
     at: float  # seconds since 1970
     saga_id: str
-    version: int
-    arrival: int
+    version: int | None  # None: not told
+    arrival: int | None
     status: str
 
 
@@ -37,6 +37,7 @@ class Submission:
     unanswered: int = 0  # attempts that may have landed or may land yet
     opened: list[Answer] = field(default_factory=list)
     ended: list[Answer] = field(default_factory=list)
+    refused: str | None = None  # for good, without a saga
 
     @property
     def completed(self) -> list[Answer]:
@@ -74,8 +75,8 @@ class Callers:
         told = Answer(
             at=time.time(),
             saga_id=answer["saga_id"],
-            version=answer["version"],
-            arrival=answer["arrival"],
+            version=answer.get("version"),
+            arrival=answer.get("arrival"),
             status=answer["status"],
         )
         with self._lock:
@@ -86,6 +87,14 @@ class Callers:
             else:
                 submission.ended.append(told)
             self._write(event, offer.number, **answer)
+
+    def turned_away(self, offer: Offer, why: str, *, for_good: bool) -> None:
+        """The attempt that was sent last has opened nothing."""
+        with self._lock:
+            submission = self._submissions[offer.number]
+            submission.unanswered -= 1
+            submission.refused = why if for_good else submission.refused
+            self._write("turned_away", offer.number, why=why, for_good=for_good)
 
     def all(self) -> list[Submission]:
         """Every submission, in the order of the offers. The load has to have ended."""

@@ -114,7 +114,7 @@ class _Slot:
     """One worker process after another, and the thread that talks to it."""
 
     def __init__(self, name: str, waiting: _Waiting, callers: Callers, *, log_dir: Path) -> None:
-        self.child = Child(name, "apex_dagster.chaos.worker", log=log_dir / f"{name}.log")
+        self.child = Child(name, ["apex_dagster.chaos.worker"], log=log_dir / f"{name}.log")
         self.batch: dict[str, Offer] = {}  # what it has been handed and has not done with
         self._waiting, self._callers = waiting, callers
         self._numbers = 0

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from apex_dagster.chaos.http_door import API
 from apex_dagster.chaos.schedule import Disturbance, Target, schedule
 from apex_dagster.embedded.stack import ALL
 from apex_dagster.settings import Settings
@@ -37,14 +39,22 @@ class Plan:
     rate: float  # documents a second, whatever becomes of them
     every_s: float  # between two disturbances
     workers: int
+    front_door: Literal["workers", "api"] = "workers"
+
+    @property
+    def processes(self) -> list[str]:
+        """Ours, by the names that the front door gives them."""
+        numbers = range(1, self.workers + 1)
+        if self.front_door == "api":
+            return [API, *(f"driver-{number}" for number in numbers), RECOVERY]
+        return [*(f"worker-{number}" for number in numbers), RECOVERY]
 
     def disturbances(self, *, lease_s: float) -> list[Disturbance]:
         """The schedule that follows from the seed."""
         # Frozen for longer than its lease, a process wakes up as a zombie.
         ours_frozen_s = (0.5 * lease_s, 2.5 * lease_s)
-        ours = [*(f"worker-{n}" for n in range(1, self.workers + 1)), RECOVERY]
         targets = [Target(name=name, frozen_s=_SERVER_FROZEN_S) for name in ALL]
-        targets += [Target(name=name, frozen_s=ours_frozen_s) for name in ours]
+        targets += [Target(name=name, frozen_s=ours_frozen_s) for name in self.processes]
         return schedule(targets, seed=self.seed, seconds=self.seconds, every_s=self.every_s)
 
 

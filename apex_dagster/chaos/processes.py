@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,8 @@ import psutil
 from apex_dagster.embedded import process
 from apex_dagster.embedded.stack import Stack
 from apex_dagster.errors import ServerNotStarted
+
+READY = b'"ready"\n'
 
 _KILLED_WITHIN_S = 30.0
 _STOPPED_WITHIN_S = 20.0
@@ -88,8 +90,11 @@ class Server:
 class Child:
     """A Python process of ours that talks in JSON lines, and ends when its standard input does."""
 
-    def __init__(self, name: str, module: str, *, log: Path) -> None:
-        self.name, self._module, self._log = name, module, log
+    def __init__(
+        self, name: str, arguments: Sequence[str], *, log: Path, ready: bytes = READY
+    ) -> None:
+        """`arguments`: a module and its own. `ready`: how the line begins that says so."""
+        self.name, self._arguments, self._log, self._ready = name, arguments, log, ready
         self._process: subprocess.Popen[bytes] | None = None
         self._lines: queue.Queue[bytes] = queue.Queue()
         self._in_service = threading.Event()
@@ -101,7 +106,7 @@ class Child:
         self._lines = queue.Queue()
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", self._module],
+                [sys.executable, "-m", *self._arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -179,7 +184,7 @@ class Child:
         for line in source.stdout:
             if not line.endswith(b"\n"):
                 break  # killed in the middle of it
-            if line == READY:
+            if line.startswith(self._ready):
                 self._in_service.set()
             else:
                 lines.put(line)
@@ -187,10 +192,13 @@ class Child:
         source.wait()
 
 
-READY = b'"ready"\n'
-
-
 def say_ready() -> None:
     """Tell the parent that this process is in service."""
     sys.stdout.buffer.write(READY)
     sys.stdout.buffer.flush()
+
+
+def wait_for_end_of_input(over: threading.Event) -> None:
+    """Our input is held open by whoever started us."""
+    sys.stdin.buffer.read()
+    over.set()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
 
 import structlog
 
-from apex_dagster.chaos.processes import say_ready
+from apex_dagster.chaos.processes import say_ready, wait_for_end_of_input
 from apex_dagster.chaos.worker import application_over_known_servers
 from apex_dagster.composition import Application
 from apex_dagster.errors import ApexError
@@ -28,19 +27,13 @@ def main() -> None:
     configure_logs(level=logging.WARNING)
     app = application_over_known_servers()
     over = threading.Event()
-    threading.Thread(target=wait_for_the_end, args=[over], daemon=True).start()
+    threading.Thread(target=wait_for_end_of_input, args=[over], daemon=True).start()
     say_ready()
     while not over.wait(_EVERY_S):
         try:
             tick(app)
         except ApexError as error:  # a store is down: the next turn may succeed
             log.warning("recovery_tick_failed", error=str(error))
-
-
-def wait_for_the_end(over: threading.Event) -> None:
-    """Our input is held open by whoever started us."""
-    sys.stdin.buffer.read()
-    over.set()
 
 
 def tick(app: Application) -> None:

@@ -173,7 +173,7 @@ def _callers(submissions: Sequence[Submission]) -> dict[str, int]:
         elif submission.opened:
             told["opened only"] += 1
         else:
-            told["nothing"] += 1
+            told["refused" if submission.refused else "nothing"] += 1
         told["sent again"] += submission.attempts - 1 if submission.attempts else 0
     return dict(told)
 

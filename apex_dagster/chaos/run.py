@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 from apex_dagster.chaos.callers import Callers
 from apex_dagster.chaos.disturbances import Disturbances
 from apex_dagster.chaos.front_door import FrontDoor, Workers
+from apex_dagster.chaos.http_door import HttpFrontDoor
 from apex_dagster.chaos.offers import Offers
 from apex_dagster.chaos.plan import RECOVERY, Plan, environment_of_run
 from apex_dagster.chaos.processes import Child, Server, Victim
@@ -23,6 +24,11 @@ from apex_dagster.embedded.stack import ALL, Stack
 _CALLERS_WAIT_S = 180.0  # for what is still queued when the load ends
 
 Say = Callable[[str], None]
+
+FRONT_DOORS: Mapping[str, type[Workers] | type[HttpFrontDoor]] = {
+    "workers": Workers,
+    "api": HttpFrontDoor,
+}
 
 
 def run(plan: Plan, *, home: Path, say: Say) -> Report:
@@ -38,9 +44,9 @@ def run(plan: Plan, *, home: Path, say: Say) -> Report:
         records.mkdir()
         callers = Callers(records / "callers.jsonl")
         stack.callback(callers.close)
-        recovery = Child(RECOVERY, "apex_dagster.chaos.recovery", log=records / "recovery.log")
+        recovery = Child(RECOVERY, ["apex_dagster.chaos.recovery"], log=records / "recovery.log")
         stack.callback(recovery.stop)
-        front_door = Workers(plan.workers, callers, log_dir=records)
+        front_door: FrontDoor = FRONT_DOORS[plan.front_door](plan.workers, callers, log_dir=records)
         stack.callback(front_door.close)
         return ChaosRun(plan, app, callers, front_door, recovery, say=say).to_the_end()
 

@@ -222,15 +222,18 @@ def lost_of_document(
     """What is wrong, and with which saga. `own`: the submissions of one document; `sagas`: rows of
     the ledger by id."""
     yield from _broken_openings(own, sagas)
-    yield from _lost_by_arrival(own, live)
+    yield from _lost_by_arrival(own, live, sagas)
     yield from _lost_by_clock(own, live)
 
 
 def _broken_openings(
     own: Sequence[Submission], sagas: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[tuple[str, str]]:
-    """A submission that was opened has a saga that ended; poison never becomes live."""
+    """A submission that was opened has a saga that ended; poison never becomes live; and no caller
+    is told of an error that nobody foresaw."""
     for submission in own:
+        if submission.refused and submission.refused.startswith("5"):
+            yield f"its caller was told: {submission.refused}", ""
         for answer in (*submission.opened, *submission.ended):
             saga = sagas.get(answer.saga_id)
             if saga is None:
@@ -241,9 +244,17 @@ def _broken_openings(
                 yield "poison has become live", answer.saga_id
 
 
-def _lost_by_arrival(own: Sequence[Submission], live: Live | None) -> Iterator[tuple[str, str]]:
+def _lost_by_arrival(
+    own: Sequence[Submission], live: Live | None, sagas: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[str, str]]:
     """What is live arrived no earlier than anything that was acknowledged, and was sent."""
-    promised = [(a.arrival, a.saga_id, s) for s in own for a in s.completed]
+    promised = [
+        # Not every front door says the arrival.
+        (sagas[a.saga_id]["arrival"] if a.arrival is None else a.arrival, a.saga_id, s)
+        for s in own
+        for a in s.completed
+        if a.saga_id in sagas
+    ]
     if live is None:
         for arrival, saga_id, _ in promised:
             yield f"acknowledged with arrival {arrival}, and nothing is live", saga_id

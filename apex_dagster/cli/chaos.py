@@ -7,6 +7,7 @@ import secrets
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import click
 import orjson
@@ -42,6 +43,13 @@ _SEED_MAX = 2**32
     "--workers", default=3, type=click.IntRange(min=1, max=32), show_default=True, help="Processes."
 )
 @click.option(
+    "--front-door",
+    type=click.Choice(["workers", "api"]),
+    default="workers",
+    show_default=True,
+    help="Worker processes that use the code, or the HTTP API and processes that drive its sagas.",
+)
+@click.option(
     "--home",
     type=click.Path(path_type=Path, file_okay=False),
     help="Where the servers and records of the run go; must not hold any. Default: a temporary "
@@ -58,6 +66,7 @@ def chaos(
     seed: int | None,
     every_s: float,
     workers: int,
+    front_door: Literal["workers", "api"],
     home: Path | None,
     json_path: Path | None,
 ) -> None:
@@ -80,6 +89,7 @@ def chaos(
         rate=rate,
         every_s=every_s,
         workers=workers,
+        front_door=front_door,
     )
     try:
         report = run(plan, home=folder, say=click.echo)

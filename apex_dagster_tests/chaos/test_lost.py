@@ -110,6 +110,25 @@ def test_a_broken_promise_is_found_out(name: str) -> None:
     assert any(message in fault for fault, _ in lost_of_document(submissions, now, sagas))
 
 
+def test_a_front_door_need_not_say_the_arrival() -> None:
+    """It is looked up in the ledger then."""
+    silent = [replace(answer, arrival=None) for answer in B.ended]
+    sagas = {"s2": {"status": "completed", "arrival": 2}}
+    told_less = replace(B, ended=silent, opened=silent)
+    assert list(lost_of_document([told_less], live("b", 2), sagas)) == []
+    found = list(lost_of_document([told_less], live("b", 1), sagas))
+    assert found == [("acknowledged with arrival 2, but arrival 1 is live", "s2")]
+
+
+def test_a_caller_who_was_told_of_an_error_that_nobody_foresaw_is_reported() -> None:
+    def refused(why: str) -> Submission:
+        return replace(A, opened=[], ended=[], refused=why)
+
+    assert list(lost_of_document([refused("422 invalid")], None, {})) == []
+    [(fault, _)] = lost_of_document([refused("500 unexpected")], None, {})
+    assert "500 unexpected" in fault
+
+
 def test_an_attempt_without_an_answer_may_have_landed_late() -> None:
     in_doubt = told("a", 1, sent=10.0, opened=11.0, unanswered=1)
     assert list(lost_of_document([in_doubt, B], live("a", 9), BOTH)) == []
