@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
 from apex_dagster.logs import configure_logs
@@ -41,8 +42,9 @@ def simulate_many(first: int, count: int, *, jobs: int) -> Iterator[Tally]:
         return
     # Forked ones would inherit whatever threads and connections this process has.
     context = multiprocessing.get_context("spawn")
-    with context.Pool(min(jobs, len(tasks)), initializer=_be_quiet) as pool:
-        yield from pool.imap(_tally, tasks)
+    # Not multiprocessing's own pool, which waits for ever when a worker is killed.
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_be_quiet) as pool:
+        yield from pool.map(_tally, tasks)
 
 
 def _be_quiet() -> None:
