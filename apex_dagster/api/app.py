@@ -37,10 +37,11 @@ DESCRIPTION = (
 )
 
 
-def create_app(settings: Settings, postgres_url: str, *, admit: Callable[[], None]) -> FastAPI:
+def create_app(settings: Settings, postgres_url: str, *, admit: Callable[[int], None]) -> FastAPI:
     """The application over a migrated ledger. Nothing is connected before it starts.
 
-    `admit` raises an error with `retry_after_s` while no document may come in.
+    `admit(n)` raises an error with `retry_after_s` unless `n` documents may come in now; with 0 it
+    only tells whether any may. It is called from several threads.
     """
     app = FastAPI(
         title="apex_dagster",
@@ -60,7 +61,7 @@ def create_app(settings: Settings, postgres_url: str, *, admit: Callable[[], Non
 
 @asynccontextmanager
 async def lifespan(
-    app: FastAPI, *, settings: Settings, postgres_url: str, admit: Callable[[], None]
+    app: FastAPI, *, settings: Settings, postgres_url: str, admit: Callable[[int], None]
 ) -> AsyncIterator[None]:
     """Connections and threads, for as long as the application runs."""
     ledger = Ledger(postgres_url, lease_s=settings.lease_s)

@@ -24,12 +24,14 @@ class Health:
 
     ledger: Ledger
     executor: Executor
-    admit: Callable[[], None]
+    admit: Callable[[int], None]
     waiting: Callable[[], int]  # requests that wait for a saga
 
     def depth(self) -> int:
-        """Documents that wait to be driven. Raises StoreUnavailable."""
-        return pending_count(self.ledger)
+        """Documents that wait to be driven. Raises StoreUnavailable, and what `admit` raises."""
+        depth = pending_count(self.ledger)
+        self.admit(0)
+        return depth
 
 
 @router.get("/healthz", summary="Whether the process answers")
@@ -48,7 +50,6 @@ async def readyz(request: Request) -> JSONResponse:
     health: Health = request.app.state.health
     loop = asyncio.get_running_loop()
     depth = await loop.run_in_executor(health.executor, health.depth)
-    health.admit()
     ready: dict[str, Any] = {"status": "ready", "depth": depth, "waiting": health.waiting()}
     return JSONResponse(ready)
 

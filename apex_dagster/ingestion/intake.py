@@ -66,8 +66,9 @@ class Outcome:
 class Intake:
     """Takes requests in. For one event loop; the ledger is called from `executor`'s threads.
 
-    `admit` raises when no document may come in now (a store is down). `answer_of` puts an outcome
-    into the words of the protocol in use, which are what is kept under an idempotency key.
+    `admit(n)`, called from those threads, raises unless `n` documents may come in now: a store may
+    be down. `answer_of` puts an outcome into the words of the protocol in use; those are what is
+    kept under an idempotency key.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Intake:
         executor: Executor,
         *,
         answer_of: Callable[[Outcome], Answer],
-        admit: Callable[[], None],
+        admit: Callable[[int], None],
         pending_max: int,
         answer_wait_s: float,
     ) -> None:
@@ -108,7 +109,6 @@ class Intake:
         Raises QueueFull, StoreUnavailable and whatever `admit` raises; then nothing was opened, or
         (a connection lost at the worst moment) a saga that the same request finds again.
         """
-        self._admit()
         self._depth.check(self._openings.waiting)
         for _ in range(_RESUBMISSIONS_MAX):
             opened = await self._openings.put(opening)
@@ -149,6 +149,7 @@ class Intake:
         return _outcome_of(ending)
 
     def _open(self, openings: Sequence[Opening]) -> list[Opened | Refused]:
+        self._admit(len(openings))
         self._depth.admit(len(openings))
         return open_sagas(self._ledger, openings, announce=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 
 import pytest
 
@@ -23,6 +24,18 @@ def test_a_repeat_is_told_what_the_first_was_told(client, driver, app, unique):
     assert (again.status_code, again.content) == (200, first.content)
     assert again.headers["content-type"] == first.headers["content-type"]
     assert app.ledger.pointers([unique])[unique]["live_version"] == 2  # it came once, and is over
+
+
+def test_an_answer_stays_what_it_was_when_the_stores_have_moved_on(start_api, driver, app, unique):
+    """It came before the version was published; a repeat after that is told the same."""
+    with start_api(publish_wait_s=0).client() as client:
+        with armed("pivoted=hang:4"):
+            first = post(client, body_of(unique), key=unique)
+        assert first.json()["published"] is False
+        while not app.ledger.sagas([first.json()["saga_id"]])[0].published_at:
+            time.sleep(0.1)
+        assert post(client, body_of(unique), key=unique).content == first.content
+        assert post(client, body_of(unique)).json()["published"] is True
 
 
 def test_a_key_works_in_the_body_as_well(client, driver, unique):
@@ -95,10 +108,12 @@ async def test_two_processes_that_get_one_key_at_once_open_one_saga(start_api, d
     assert len(app.ledger.list_sagas()) == 5
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 async def test_two_documents_that_meet_under_one_key_do_not_both_come_in(
-    start_api, driver, app, unique
+    start_api, driver, app, unique, processes
 ):
-    first, second = start_api(), start_api()
+    started = [start_api() for _ in range(processes)]
+    first, second = started[0], started[-1]
     async with first.async_client() as one, second.async_client() as other:
         for turn in range(5):
             key = f"{unique}-{turn}"

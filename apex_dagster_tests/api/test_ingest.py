@@ -157,6 +157,19 @@ async def test_joining_somebody_who_expected_a_version_does_not_share_the_confli
     assert_whole(app, unique)
 
 
+async def test_who_expects_a_version_does_not_join_somebody_who_takes_any(
+    api, idle_driver, app, unique
+):
+    """What is under way may be restarted on another version than the expected one."""
+    async with api.async_client() as client:
+        call = asyncio.create_task(post(client, body_of(unique)))
+        await until(lambda: submission_count(app, unique) == 1)
+        refused = await post(client, body_of(unique, expected_version=0))
+        assert problem(refused, 409, "conflict")["live_version"] == 0
+        idle_driver.start()
+        assert (await call).status_code == 200
+
+
 # -- many at once --------------------------------------------------------------------------------
 
 

@@ -29,7 +29,7 @@ def refusing(stack, servers_root) -> Iterator[TestClient]:
     """The application in this very process, over a ledger without a table: what it refuses, it
     must refuse without asking."""
     settings = Settings(home=servers_root)
-    app = create_app(settings, stack.postgres_url.get_secret_value(), admit=lambda: None)
+    app = create_app(settings, stack.postgres_url.get_secret_value(), admit=lambda documents: None)
     with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
         yield client
 
@@ -166,10 +166,10 @@ class StoreDown(TransientError):
         self.store, self.retry_after_s = "neo4j", 7.2
 
 
-async def in_process(postgres_url, error, path="/documents/ingest"):
-    """The answer of an application that admits nothing."""
+async def in_process(postgres_url, error):
+    """The answers of an application that admits nothing: to a document, and when it is asked."""
 
-    def admit() -> None:
+    def admit(documents: int) -> None:
         raise error
 
     app = create_app(Settings(), postgres_url, admit=admit)
@@ -178,18 +178,19 @@ async def in_process(postgres_url, error, path="/documents/ingest"):
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
     ):
-        return await post(client, body_of("d"))
+        return await post(client, WHOLE), await client.get("/readyz")
 
 
 async def test_while_a_store_is_down_nothing_is_taken_in(postgres_database):
-    answer = await in_process(postgres_database, StoreDown())
+    answer, ready = await in_process(postgres_database, StoreDown())
+    assert problem(ready, 503, "unavailable")["store"] == "neo4j"
     assert problem(answer, 503, "unavailable")["store"] == "neo4j"
     assert answer.headers["retry-after"] == "8"
     assert "10.0.0.7" not in answer.text
 
 
 async def test_a_fault_of_ours_shows_nothing_of_itself(postgres_database):
-    answer = await in_process(postgres_database, RuntimeError("password hunter2"))
+    answer, _ = await in_process(postgres_database, RuntimeError("password hunter2"))
     problem(answer, 500, "unexpected")
     assert "hunter2" not in answer.text
 
