@@ -22,6 +22,7 @@ log = structlog.get_logger(__name__)
 # Between two looks, so that sagas that end together are found together.
 _GAP_S = 0.01
 _POLL_S = 1.0  # a notification may be lost: it is a hint
+_LISTEN_S = 1.0  # at a time, and so how long a stop may take
 
 
 class Hears(Protocol):
@@ -105,7 +106,7 @@ class Endings:
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         while not self._stopped.is_set():
-            heard = self._listener.wait(_POLL_S)
+            heard = self._listener.wait(_LISTEN_S)
             if heard == []:
                 continue
             try:

@@ -6,9 +6,13 @@ import asyncio
 import json
 from collections import Counter
 
+import httpx
 import pytest
 
+from apex_dagster.api.app import create_app
+from apex_dagster.ingestion import endings
 from apex_dagster.saga.failpoints import armed
+from apex_dagster.settings import Settings
 from apex_dagster_tests.api.requests import body_of, post, problem
 from apex_dagster_tests.applications import assert_whole
 from apex_dagster_tests.documents import POISON, document
@@ -196,6 +200,20 @@ async def test_of_many_contents_of_one_document_the_last_to_arrive_is_live(
     assert app.ledger.pointers([unique])[unique]["content_hash"] == last.content_hash
     app.ingestion.sweep(limit=100)
     assert_whole(app, unique)
+
+
+async def test_an_answer_needs_no_poll(postgres_database, driver, unique, monkeypatch):
+    monkeypatch.setattr(endings, "_POLL_S", 3600.0)
+    app = create_app(Settings(), postgres_database, admit=lambda documents: None)
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
+    ):
+        for edition in range(3):
+            async with asyncio.timeout(60):
+                answer = await post(client, body_of(unique, edition=edition))
+            assert answer.status_code == 200
 
 
 async def test_concurrent_requests_share_transactions_and_runs(api, idle_driver, app, unique):
