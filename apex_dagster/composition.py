@@ -19,6 +19,8 @@ from apex_dagster.ingestion.read import DocumentReader
 from apex_dagster.ingestion.sources import Sources
 from apex_dagster.ingestion.steps import Extractions, StoreStep
 from apex_dagster.migrations.migrate import migrate
+from apex_dagster.saga.admission import Admission
+from apex_dagster.saga.breaker import BreakerPolicy, Breakers
 from apex_dagster.saga.compensation import Compensation
 from apex_dagster.saga.engine import SagaEngine
 from apex_dagster.saga.ledger import Ledger
@@ -39,6 +41,8 @@ class Application:
     settings: Settings
     endpoints: Endpoints
     ledger: Ledger
+    breakers: Breakers
+    admission: Admission  # to be asked before anything is taken in
     stores: Mapping[str, AuditedStore]  # by name, in the order of the saga
     ingestion: Ingestion
     reader: DocumentReader
@@ -94,9 +98,11 @@ def build(
     stores: dict[str, AuditedStore] = {store.name: store for store in in_order}
     ledger = ledger or Ledger(servers.postgres_url.get_secret_value(), lease_s=settings.lease_s)
     extractions = Extractions(ledger)
+    breakers = _breakers(settings, ledger, stores)
     engine = SagaEngine(
         ledger,
         [around_step(StoreStep(store, extractions)) for store in stores.values()],
+        breakers=breakers,
         retry=_policy(settings, settings.step_attempts, settings.step_timeout_s),
         lease_s=settings.lease_s,
         grace_s=settings.grace_s,
@@ -111,6 +117,8 @@ def build(
         settings=settings,
         endpoints=servers,
         ledger=ledger,
+        breakers=breakers,
+        admission=Admission(breakers),
         stores=stores,
         ingestion=Ingestion(
             ledger=ledger,
@@ -163,6 +171,16 @@ def _stores(
             timeout_s=min(10.0, settings.step_timeout_s),
         ),
     )
+
+
+def _breakers(settings: Settings, ledger: Ledger, stores: Mapping[str, AuditedStore]) -> Breakers:
+    policy = BreakerPolicy(
+        timeout_s=settings.probe_timeout_s,
+        delay_s=settings.probe_delay_s,
+        delay_s_max=settings.probe_delay_s_max,
+        ramp_s=settings.admission_ramp_s,
+    )
+    return Breakers(ledger, {name: store.ping for name, store in stores.items()}, policy=policy)
 
 
 def _extractor(settings: Settings) -> Extractor:

@@ -3,6 +3,7 @@
 ApexError
 ├── TransientError          the same call may succeed later: retry
 │   ├── StoreUnavailable        refused, shutting down, no connection to be had: the store is down
+│   ├── Unavailable             a store is known to be down: not tried, nothing new is admitted
 │   ├── StoreConflict           deadlock, serialization failure, two writers created one key
 │   ├── QueueFull               too many documents wait already: come back later
 │   ├── IncompleteVersion       a read found no whole version in time: read again, or repair
@@ -45,6 +46,18 @@ class StoreUnavailable(TransientError):
     def __init__(self, store: str, detail: str) -> None:
         super().__init__(f"{store} is unavailable: {detail}")
         self.store = store
+
+
+class Unavailable(TransientError):
+    """Not even tried: a store is known to be down, or only just back. `retry_after_s`, at least 1,
+    is when another attempt makes sense."""
+
+    error_class: ErrorClass = "store_down"
+    nothing_written = True
+
+    def __init__(self, store: str, reason: str, *, retry_after_s: float) -> None:
+        super().__init__(f"{store} is unavailable, retry after {retry_after_s:.0f} s ({reason})")
+        self.store, self.reason, self.retry_after_s = store, reason, retry_after_s
 
 
 class StoreConflict(TransientError):

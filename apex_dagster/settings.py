@@ -62,6 +62,14 @@ class Settings(BaseSettings):
     saga_bound_s: float = Field(
         60.0, gt=0, description="A saga still open so long after its lease ran out is an error."
     )
+    probe_timeout_s: float = Field(5.0, gt=0, description="For one look at a store that was down.")
+    probe_delay_s: float = Field(
+        1.0, gt=0, description="Longest wait before the first look; doubles with each in vain."
+    )
+    probe_delay_s_max: float = Field(30.0, gt=0, description="Longest wait between two looks.")
+    admission_ramp_s: float = Field(
+        15.0, gt=0, description="A store that is back is given all work again after so long."
+    )
     takeovers_max: int = Field(
         3, ge=1, description="A saga taken over more often is undone and quarantined."
     )

@@ -25,6 +25,10 @@ QUICK = {
     "undo_attempts": 2,
     "undo_timeout_s": 10.0,
     "retry_base_s": 0.01,
+    "probe_timeout_s": 2.0,
+    "probe_delay_s": 0.02,
+    "probe_delay_s_max": 0.2,
+    "admission_ramp_s": 0.5,
     "lease_s": 30.0,
     "grace_s": 0.0,
 }

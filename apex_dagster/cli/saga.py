@@ -26,6 +26,7 @@ from apex_dagster.cli.printing import (
 from apex_dagster.ingestion import interventions
 from apex_dagster.ingestion.explain import StepStory, is_abandoned, steps_of, what_now
 from apex_dagster.saga.bound import RecoveryTimes, recovery_times
+from apex_dagster.saga.breaker import Breaker
 from apex_dagster.saga.saga import Saga
 from apex_dagster.saga.states import OPEN, Status
 from apex_dagster.settings import Settings
@@ -82,16 +83,21 @@ def recover(ctx: click.Context, as_json: bool) -> None:
     does while Dagster runs. The exit code is 1 when a saga is failed.
     """
     with connected(Settings()) as app:
+        app.breakers.probe(at_once=True)
         finished = interventions.recover_all(app.ingestion, owner=operator_name())
         failed = interventions.failed_sagas(app.ledger)
         now = datetime.now(UTC)
         still_open = app.ledger.list_sagas(statuses=sorted(OPEN), limit=10_000)
         held = [saga for saga in still_open if not is_abandoned(saga, now=now)]
+        waiting = app.ledger.waiting_sagas()
+        down = app.breakers.down()
     if as_json:
-        groups = {"finished": finished, "failed": failed, "held": held}
-        print_json({name: [saga_json(s) for s in sagas] for name, sagas in groups.items()})
+        groups = {"finished": finished, "failed": failed, "held": held, "waiting": waiting}
+        sagas = {name: [saga_json(s) for s in sagas] for name, sagas in groups.items()}
+        print_json(sagas | {"down": down})
     else:
         print_recovered(console(), finished, held)
+        print_down(console(), down, waiting)
     end_with_failed(ctx, failed)
 
 
@@ -124,6 +130,7 @@ def compensate(
         ids = list(dict.fromkeys(saga.saga_id for saga in chosen))
         if not yes:
             confirm_driven(chosen)
+        app.breakers.probe(at_once=True)  # whoever asks may know that a store is back
         ended = interventions.compensate(app.ingestion, ids, owner=operator_name(), reason=reason)
     if as_json:
         print_json({"sagas": [saga_json(saga) for saga in ended]})
@@ -273,6 +280,12 @@ def print_bound(
     if overdue:
         terminal.print(f"Overdue now, so long after their lease ran out: {len(overdue)}")
         print_sagas(terminal, overdue)
+
+
+def print_down(terminal: Console, down: Sequence[Breaker], waiting: Sequence[Saga]) -> None:
+    for breaker in down:
+        needed = sum(breaker.store in (saga.waits_for or ()) for saga in waiting)
+        terminal.print(f"{breaker.refusal()}; {needed} sagas wait for it.", soft_wrap=True)
 
 
 def print_recovered(terminal: Console, finished: Sequence[Saga], held: Sequence[Saga]) -> None:

@@ -101,7 +101,9 @@ def neo4j_compensate(
 
 @dg.op(retry_policy=_UNDO_RETRIES, out=dg.Out(dg.Nothing))
 def close_sagas(context: dg.OpExecutionContext, sagas: SagasResource, saga_ids: list[str]) -> None:
-    """End the sagas: compensated, or failed where a store could not be undone; then fail too."""
+    """End the sagas: compensated, or failed where a store could not be undone; then fail too.
+
+    Those whose store is down stay open: `recovery_sensor` goes on with them when it is back."""
     app = sagas.application()
     held = app.ledger.held(saga_ids, owner=owner_of(context.run_id))
     ended = app.compensation.close([s for s in held if s.status is Status.COMPENSATING])
@@ -109,11 +111,15 @@ def close_sagas(context: dg.OpExecutionContext, sagas: SagasResource, saga_ids: 
     for saga in ended:
         context.log_event(observation(saga))
     failed = [saga for saga in ended if saga.status is Status.FAILED]
-    status = "failed" if failed else "compensated" if saga_ids else NOTHING_LEFT
+    waiting = [saga for saga in app.ledger.sagas(saga_ids) if saga.is_waiting]
+    for saga in waiting:
+        context.log.warning(f"{saga.document_id} waits for {', '.join(saga.waits_for or ())}")
+    status = "failed" if failed else "compensating" if waiting else "compensated"
+    status = status if saga_ids else NOTHING_LEFT
     context.instance.add_run_tags(context.run_id, {STATUS_TAG: status})
     if saga_ids:
         _tag_ended_runs(context.instance, context.run, status)
-    table = {"documents": outcome_table(ended, {})}
+    table = {"documents": outcome_table([*ended, *waiting], {})}
     if failed:
         raise dg.Failure(
             f"{len(failed)} of {len(ended)} sagas could not be undone and wait for an operator: "

@@ -10,10 +10,18 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from apex_dagster.composition import Application
 from apex_dagster.defs.assets import materialization
 from apex_dagster.defs.compensation import compensate_in_linked_run
 from apex_dagster.defs.resources import SagasResource
-from apex_dagster.defs.run import SagaRun, interrupts_as_failures, outcome_table, reason_of, tag_run
+from apex_dagster.defs.run import (
+    REFUSED_TAG,
+    SagaRun,
+    interrupts_as_failures,
+    outcome_table,
+    reason_of,
+    tag_run,
+)
 from apex_dagster.ingestion.sources import SAMPLES
 from apex_dagster.saga.saga import Saga
 
@@ -45,6 +53,7 @@ def extract(
     """Read the files, open a saga for each document, and extract chunks, entities, relations and
     embeddings. A document that cannot be read gets a saga too, which ends compensated."""
     run, app = SagaRun.of(context), sagas.application()
+    _refuse_while_a_store_is_down(context, app)
     with interrupts_as_failures(), app.engine.lease(run.owner):
         submissions = app.sources.read(
             config.paths, collection=config.collection, metadata=config.metadata
@@ -162,6 +171,14 @@ def _hold(
     if len(held) < len(saga_ids):
         context.log.warning(f"{len(saga_ids) - len(held)} sagas have ended or changed owner")
     return held
+
+
+def _refuse_while_a_store_is_down(context: dg.OpExecutionContext, app: Application) -> None:
+    """Take nothing in, rather than open sagas that could only be compensated."""
+    if refusal := app.admission.refusal():
+        context.instance.add_run_tags(context.run_id, {REFUSED_TAG: refusal.store})
+        retry_after = {"retry_after_s": dg.MetadataValue.float(refusal.retry_after_s)}
+        raise dg.Failure(str(refusal), metadata=retry_after, allow_retries=False)
 
 
 def _leave_batch(

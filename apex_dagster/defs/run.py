@@ -16,6 +16,7 @@ STATUS_TAG = "saga/status"
 ID_TAG = "saga/id"
 COMPENSATES_TAG = "saga/compensates"
 COMPENSATION_RUN_TAG = "saga/compensation_run"
+REFUSED_TAG = "saga/refused"  # the store that was down, so that the run took nothing in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -102,7 +102,9 @@ def _left_open(sagas: SagasResource, run: dg.DagsterRun, dead_owners: list[str])
     return [
         saga.saga_id
         for saga in driven
-        if saga.status in OPEN and saga.lease_owner in (None, *dead_owners)
+        if saga.status in OPEN
+        and saga.lease_owner in (None, *dead_owners)
+        and not saga.is_waiting  # for a store: recovery_sensor goes on when that is back
     ]
 
 

@@ -3,16 +3,18 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import dagster as dg
 
 from apex_dagster.defs.jobs import ingest_documents
 from apex_dagster.defs.resources import SagasResource
+from apex_dagster.defs.run import REFUSED_TAG
 from apex_dagster.ingestion.inbox import QUARANTINE, DroppedFile, Inbox, file_hash
 from apex_dagster.ingestion.overdue import report_overdue
 from apex_dagster.saga import audit
+from apex_dagster.saga.breaker import POSTGRES
 from apex_dagster.saga.saga import Saga
 from apex_dagster.saga.submissions import forget_keys
 from apex_dagster.settings import Settings
@@ -36,6 +38,7 @@ class _Seen:
     signature: str
     run_key: str | None = None  # of the run last asked for, None: not asked yet
     attempts: int = 0
+    refused: int = 0  # runs that took nothing in, as a store was down: these are no attempts
     content_hash: str | None = None
 
 
@@ -50,8 +53,11 @@ def inbox_sensor(context: dg.SensorEvaluationContext, sagas: SagasResource) -> d
 
     The run key holds content and attempt, because Dagster remembers it for ever: a file that was
     corrected, or whose last run was compensated for a cause that may pass, is a new request.
+    While a store is down it asks for nothing and counts nothing, and says why.
     """
     app = sagas.application()
+    if refusal := app.admission.refusal():
+        return dg.SensorResult(skip_reason=str(refusal), cursor=context.cursor)
     app.inbox.settle(app.ledger)
     seen = {uri: _Seen(**entry) for uri, entry in json.loads(context.cursor or "{}").items()}
     now: dict[str, _Seen] = {}
@@ -61,19 +67,22 @@ def inbox_sensor(context: dg.SensorEvaluationContext, sagas: SagasResource) -> d
         if entry is None or entry.signature != file.signature:
             now[file.uri] = _Seen(signature=file.signature)  # new or still changing: look again
             continue
-        now[file.uri] = entry
+        entry = now[file.uri] = _after_refusal(context.instance, entry)
         if entry.run_key is None or _may_try_again(context.instance, entry):
             if entry.attempts >= app.settings.file_attempts:
                 _give_up(app.inbox, file, entry)
             else:
                 ready.append(file)
-    requests = list(
-        _requests(ready[: _RUNS_A_TICK * app.settings.batch_documents], now, app.settings)
-    )
+    ready = ready[: _RUNS_A_TICK * app.settings.batch_documents]
+    granted = app.admission.grant(len(ready)) if ready else 0
+    requests = list(_requests(ready[:granted], now, app.settings))
     waiting = sum(entry.run_key is None for entry in now.values())
+    reason = f"{waiting} files are new or changing, none is ready"
+    if ready:
+        reason = f"{len(ready)} files wait: a store is back since a moment, or down again"
     return dg.SensorResult(
         run_requests=requests,
-        skip_reason=None if requests else f"{waiting} files are new or changing, none is ready",
+        skip_reason=None if requests else reason,
         cursor=json.dumps({uri: asdict(entry) for uri, entry in now.items()}),
     )
 
@@ -87,6 +96,9 @@ def inbox_sensor(context: dg.SensorEvaluationContext, sagas: SagasResource) -> d
 def recovery_sensor(context: dg.SensorEvaluationContext, sagas: SagasResource) -> dg.SkipReason:
     """Take over expired leases, a few at a time while the tick may last; it starts no runs."""
     app = sagas.application()
+    refusal = app.admission.refusal()
+    if refusal and refusal.store == POSTGRES:
+        return dg.SkipReason(str(refusal))  # the ledger's server: nothing can be done without it
     owner, deadline = f"recovery:{time.time_ns()}", time.monotonic() + _RECOVERY_TICK_S
     finished: list[Saga] = []
     while time.monotonic() < deadline:
@@ -94,7 +106,7 @@ def recovery_sensor(context: dg.SensorEvaluationContext, sagas: SagasResource) -
         finished += some
         if not some:
             break
-    swept = app.ingestion.sweep(limit=100)
+    swept = 0 if app.breakers.down() else app.ingestion.sweep(limit=100)
     forget_keys(app.ledger, after_s=app.settings.idempotency_keep_s)
     app.inbox.settle(app.ledger)
     if anchor := audit.anchor(app.ledger):
@@ -107,8 +119,10 @@ def recovery_sensor(context: dg.SensorEvaluationContext, sagas: SagasResource) -
             f"{saga.saga_id} is {saga.status} still, {app.settings.saga_bound_s:g} s after its "
             "lease ran out: `apex saga recover` shows why"
         )
+    down = "".join(f"; {breaker.refusal()}" for breaker in app.breakers.down())
     return dg.SkipReason(
-        f"{len(finished)} sagas finished, {swept} old versions removed, {len(overdue)} overdue"
+        f"{len(finished)} sagas finished, {swept} old versions removed, "
+        f"{len(overdue)} overdue{down}"
     )
 
 
@@ -123,13 +137,13 @@ def _requests(
         # The signature as well: the same content dropped again is a new request, not a repeat that
         # Dagster would skip until its attempts are used up.
         parts = [
-            [file.uri, content, file.signature, attempts[file.uri]]
+            [file.uri, content, file.signature, attempts[file.uri], now[file.uri].refused]
             for file, content in batch.items()
         ]
         run_key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         for file, content in batch.items():
-            now[file.uri] = _Seen(
-                signature=file.signature,
+            now[file.uri] = replace(
+                now[file.uri],
                 run_key=run_key,
                 attempts=attempts[file.uri],
                 content_hash=content,
@@ -165,11 +179,24 @@ def _hashed(files: list[DroppedFile]) -> dict[DroppedFile, str]:
     return hashed
 
 
+def _after_refusal(instance: dg.DagsterInstance, entry: _Seen) -> _Seen:
+    """As if it had not been asked for, where its run came to a closed door: that is no attempt."""
+    records = _runs_of(instance, entry)
+    if records and REFUSED_TAG in records[0].dagster_run.tags:
+        attempts, refused = entry.attempts - 1, entry.refused + 1
+        return replace(entry, run_key=None, attempts=attempts, refused=refused)
+    return entry
+
+
+def _runs_of(instance: dg.DagsterInstance, entry: _Seen) -> Sequence[dg.RunRecord]:
+    if entry.run_key is None:
+        return []
+    return instance.get_run_records(dg.RunsFilter(tags={_RUN_KEY_TAG: entry.run_key}), limit=1)
+
+
 def _may_try_again(instance: dg.DagsterInstance, entry: _Seen) -> bool:
     """Whether the last run has ended, long enough ago, and yet the file is still here."""
-    records = instance.get_run_records(
-        dg.RunsFilter(tags={_RUN_KEY_TAG: entry.run_key or ""}), limit=1
-    )
+    records = _runs_of(instance, entry)
     if not records or not records[0].dagster_run.is_finished:
         return False
     wait_s = min(_RETRY_AFTER_S_MAX, _RETRY_AFTER_S * 2.0 ** (entry.attempts - 1))

@@ -57,8 +57,13 @@ def what_now(saga: Saga, *, now: datetime) -> str:
         return _after_compensation(saga)
     if saga.status is Status.FAILED:
         return (
-            "An undo used up its retries. Bring the store it names back, then run "
+            "An undo used up its retries although its store is up. Correct what it names, then run "
             f"`apex saga compensate {saga.saga_id}`: undos that succeeded are not repeated."
+        )
+    if saga.is_waiting:
+        return (
+            f"Wait: it needs {' and '.join(saga.waits_for or ())}, which was down. It goes on by "
+            "itself when the store is back, while Dagster runs; `apex saga recover` looks now."
         )
     if _is_held(saga, now):
         return (

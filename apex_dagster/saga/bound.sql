@@ -33,7 +33,13 @@ WHERE status IN ('pending', 'in_progress', 'compensating')
 GROUP BY status
 
 -- overdue_count --
-SELECT count(*) AS overdue FROM apex.saga_state
+-- As overdue_sagas counts.
+SELECT count(*) AS overdue FROM apex.saga_state s
 WHERE lease_expires_at < clock_timestamp() - %(bound_s)s::double precision * interval '1 second'
   AND (status IN ('pending', 'in_progress', 'compensating')
        OR (status = 'completed' AND published_at IS NULL))
+  AND NOT EXISTS (
+      SELECT FROM apex.breaker b
+      WHERE (b.store = ANY (s.waits_for) OR b.store = 'postgres')
+        AND (b.closed_at IS NULL
+             OR b.closed_at > clock_timestamp() - %(bound_s)s::double precision * interval '1 second'))

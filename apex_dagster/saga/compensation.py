@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import structlog
 
-from apex_dagster.errors import LeaseLost, TransientError
+from apex_dagster.errors import LeaseLost, TransientError, Unavailable
 from apex_dagster.records import SagaId
 from apex_dagster.saga import states
 from apex_dagster.saga.engine import (
@@ -29,12 +29,15 @@ from apex_dagster.saga.opening import restart
 from apex_dagster.saga.retry import RetryPolicy, call_with_retry
 from apex_dagster.saga.saga import Failure, Saga
 from apex_dagster.saga.states import Status
-from apex_dagster.saga.step import SagaStep
+from apex_dagster.saga.step import SagaStep, store_of
 
 log = structlog.get_logger(__name__)
 
 # Trying the same document again cannot help, or must not happen by itself.
 _QUARANTINED = frozenset({"permanent", "unexpected", "crash_loop"})
+
+# An undo that found its store down so often, though it was back in between, needs somebody.
+_WAITS_MAX = 10
 
 
 class Compensation:
@@ -150,15 +153,21 @@ class Compensation:
         return list(sagas)
 
     def close(self, sagas: Sequence[Saga]) -> list[Saga]:
-        """End each saga as `compensated`, or as `failed` where an undo did not succeed.
+        """End sagas: `compensated`, or `failed` where an undo did not succeed. Those it ended.
 
-        Failed ones raise an alert and wait in quarantine for an operator; so do documents that
-        another attempt cannot help. What lost its pivot to another version has a successor from
-        the same moment on, so that no crash leaves its submission to whoever sent it.
+        Where a store is down that an undo needs, the saga stays open: it is given back, and
+        recovery goes on with it when the store is up. Failed ones raise an alert and wait in
+        quarantine for an operator; so do documents that another attempt cannot help. What lost its
+        pivot to another version has a successor from the same moment on, so that no crash leaves
+        its submission to whoever sent it.
         """
         names = self._engine.step_names
         done = [saga for saga in sagas if all(saga.undone(name) for name in names)]
-        failed = [saga for saga in sagas if saga not in done]
+        left = [saga for saga in sagas if saga not in done]
+        failed = left[:]
+        for stores, waiting in self._awaited(left).items():
+            self._engine.wait(waiting, stores)
+            failed = [saga for saga in failed if saga not in waiting]
         bad = [s for s in done if s.error and s.error["class"] in _QUARANTINED]
         ended = call_with_retry(
             lambda: self._end(done, failed, bad + failed), self._retry, name="close_compensated"
@@ -189,6 +198,15 @@ class Compensation:
             restart(ledger, tx, [saga for saga in closed if _lost_its_pivot(saga)])
         return ended
 
+    def _awaited(self, sagas: Sequence[Saga]) -> dict[tuple[str, ...], list[Saga]]:
+        """Those whose undo waits for stores, by these stores."""
+        groups: dict[tuple[str, ...], list[Saga]] = {}
+        for saga in sagas:
+            stores = saga.stores_awaited(self._engine.step_names, waits_max=_WAITS_MAX)
+            if stores:
+                groups.setdefault(tuple(stores), []).append(saga)
+        return groups
+
     def finish(self, sagas: Sequence[Saga]) -> list[Saga]:
         """Undo and close sagas that are compensating already."""
         ended = self.close(self.undo_all(sagas))
@@ -209,7 +227,9 @@ class Compensation:
             reach(f"undo_sent:{step.name}")
             return removed
 
+        breakers, store = self._engine.breakers, store_of(step.name)
         try:
+            breakers.refuse(store)
             removed = call_with_retry(write, self._retry, name=f"undo {step.name}")
             return {s.saga_id: {"removed": removed.get(s.saga_id, 0)} for s in sagas}, {}
         except LeaseLost as lost:
@@ -222,7 +242,20 @@ class Compensation:
                     {k: v for part in parts for k, v in part[1].items()},
                 )
             message = Failure.of(error, step.name).message
-            return {}, {saga.saga_id: {"error": message} for saga in sagas}
+            down = breakers.note(store, error)
+            tried = not isinstance(error, Unavailable)
+            return {}, {
+                saga.saga_id: {"error": message} | _wait(saga, step.name, down, tried)
+                for saga in sagas
+            }
+
+
+def _wait(saga: Saga, step: str, store: str | None, tried: bool) -> dict[str, Any]:
+    """What is recorded of an undo that waits for `store`; nothing where that is not down."""
+    if store is None:
+        return {}
+    waits = saga.undone_steps.get(step, {}).get("waits", 0) + int(tried)
+    return {"waits_for": store, "waits": waits}
 
 
 def _lost_its_pivot(saga: Saga) -> bool:

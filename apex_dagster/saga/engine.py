@@ -27,12 +27,13 @@ from apex_dagster.errors import (
 )
 from apex_dagster.records import Publication, SagaId
 from apex_dagster.saga import states
+from apex_dagster.saga.breaker import Breakers, hand_back
 from apex_dagster.saga.failpoints import reach
 from apex_dagster.saga.ledger import Ledger, Pivoted
 from apex_dagster.saga.retry import RetryPolicy, call_with_retry
 from apex_dagster.saga.saga import Failure, Saga
 from apex_dagster.saga.states import Status
-from apex_dagster.saga.step import SagaStep
+from apex_dagster.saga.step import SagaStep, store_of
 
 log = structlog.get_logger(__name__)
 
@@ -66,11 +67,12 @@ class SagaEngine:
         ledger: Ledger,
         steps: Sequence[SagaStep],
         *,
+        breakers: Breakers,
         retry: RetryPolicy,
         lease_s: float,
         grace_s: float,
     ) -> None:
-        self.ledger, self.steps = ledger, tuple(steps)
+        self.ledger, self.steps, self.breakers = ledger, tuple(steps), breakers
         self.step_names = tuple(step.name for step in steps)
         self._retry, self._lease_s, self._grace_s = retry, lease_s, grace_s
         # What a request to a store may take. Leases shorter than two of these are for tests.
@@ -154,6 +156,7 @@ class SagaEngine:
             return {receipt.saga_id: dict(receipt.items) for receipt in receipts}
 
         try:
+            self.breakers.refuse(store_of(step.name))
             return call_with_retry(write, self._retry, name=step.name), {}
         except LeaseLost as lost:
             if not untouched:
@@ -161,6 +164,7 @@ class SagaEngine:
             rest = [saga for saga in sagas if saga.saga_id not in lost.saga_ids]
             return self._stage(step, rest, untouched)
         except TransientError as error:
+            self.breakers.note(store_of(step.name), error)
             failure = Failure.of(error, step.name, nothing_written=untouched)
             return {}, {saga.saga_id: failure for saga in sagas}
         except Exception as error:  # a refusal, or a surprise: find out which document it is
@@ -284,6 +288,7 @@ class SagaEngine:
             self._publish_or_restage(step, publications)
 
         try:
+            self.breakers.refuse(store_of(step.name))
             call_with_retry(write, self._retry, name=step.name)
             return list(publications)
         except LeaseLost as lost:  # whoever has them now publishes them
@@ -311,6 +316,15 @@ class SagaEngine:
         details = {saga.saga_id: failure for saga in sagas}
         for saga in self.move(states.PUBLISH_FAILED, sagas, details=details):
             log.error("publish_failed", **_fields(saga), step_name=step.name, error=failure)
+        if store := self.breakers.note(store_of(step.name), error):
+            self.wait(sagas, [store])
+
+    def wait(self, sagas: Sequence[Saga], stores: Sequence[str]) -> None:
+        """Leave sagas to recovery, for when these stores, which are down, are up again."""
+        if not sagas:
+            return
+        for saga in self.retried(lambda: hand_back(self.ledger, sagas, stores), "hand_back"):
+            log.warning("saga_waits", **_fields(saga), stores=list(stores))
 
     # -- leases ------------------------------------------------------------------------------------
 

@@ -412,6 +412,10 @@ class Ledger:
         rows = self._rows("overdue_sagas", bound_s=bound_s, limit=limit)
         return [saga_of(row) for row in rows]
 
+    def waiting_sagas(self, *, limit: int = 10_000) -> list[Saga]:
+        """Those that nobody drives because a store that they need was down, the longest first."""
+        return [saga_of(row) for row in self._rows("waiting_sagas", limit=limit)]
+
     def list_sagas(
         self,
         *,

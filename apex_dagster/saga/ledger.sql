@@ -98,11 +98,13 @@ RETURNING saga_id
 
 -- expired_sagas --
 -- SKIP LOCKED lets several recoveries run side by side without queueing behind each other.
-SELECT * FROM apex.saga_state
+-- What waits for a store that is down stays where it is.
+SELECT * FROM apex.saga_state s
 WHERE lease_expires_at < clock_timestamp()
   AND (status IN ('pending', 'in_progress', 'compensating')
        OR (status = 'completed' AND published_at IS NULL))
-ORDER BY saga_id LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
+  AND NOT EXISTS (SELECT FROM apex.breaker b WHERE b.store = ANY (s.waits_for) AND b.closed_at IS NULL)
+ORDER BY saga_id LIMIT %(limit)s FOR NO KEY UPDATE OF s SKIP LOCKED
 
 -- expired_among --
 SELECT * FROM apex.saga_state
@@ -183,11 +185,23 @@ SELECT * FROM apex.saga_state WHERE saga_id = ANY (%(saga_ids)s) ORDER BY saga_i
 SELECT * FROM apex.saga_state WHERE run_id = %(run_id)s ORDER BY arrival
 
 -- overdue_sagas --
--- Those that nobody drives although their lease ran out longer ago than recovery may take.
-SELECT * FROM apex.saga_state
+-- Those that nobody drives although their lease ran out longer ago than recovery may take. For one that
+-- waits for a store the time runs from when that is back; for all, from when this database is.
+SELECT * FROM apex.saga_state s
 WHERE lease_expires_at < clock_timestamp() - %(bound_s)s::double precision * interval '1 second'
   AND (status IN ('pending', 'in_progress', 'compensating')
        OR (status = 'completed' AND published_at IS NULL))
+  AND NOT EXISTS (
+      SELECT FROM apex.breaker b
+      WHERE (b.store = ANY (s.waits_for) OR b.store = 'postgres')
+        AND (b.closed_at IS NULL
+             OR b.closed_at > clock_timestamp() - %(bound_s)s::double precision * interval '1 second'))
+ORDER BY lease_expires_at LIMIT %(limit)s
+
+-- waiting_sagas --
+SELECT * FROM apex.saga_state
+WHERE waits_for IS NOT NULL AND lease_owner IS NULL
+  AND (status = 'compensating' OR (status = 'completed' AND published_at IS NULL))
 ORDER BY lease_expires_at LIMIT %(limit)s
 
 -- list_sagas --

@@ -34,7 +34,12 @@ class Recovery:
         self._resume, self._takeovers_max = resume, takeovers_max
 
     def recover(self, *, owner: str, limit: int = 50) -> list[Saga]:
-        """Take over and finish up to `limit` sagas; all of them, as they are now."""
+        """Take over and finish up to `limit` sagas; all of them, as they are now.
+
+        Probes stores that are down first, where it is time to: sagas that wait for one follow when
+        it is back, and not before.
+        """
+        self._engine.breakers.probe()
         with self._engine.lease(owner):
             taken = self._engine.ledger.take_over(owner, limit=limit)
             for saga in taken:

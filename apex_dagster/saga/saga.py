@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from apex_dagster.errors import ApexError, ErrorClass
 from apex_dagster.records import SagaId, VersionRef
-from apex_dagster.saga.states import Status
+from apex_dagster.saga.states import ENDED, Status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +38,7 @@ class Saga:
     replaces_saga_id: SagaId | None
     run_id: str | None
     error: Mapping[str, Any] | None
+    waits_for: Sequence[str] | None  # stores that were down when it was given back
     created_at: datetime
     ended_at: datetime | None
     published_at: datetime | None
@@ -69,6 +70,26 @@ class Saga:
     def undone(self, step: str) -> bool:
         """Whether the step's undo has succeeded, or had nothing to do."""
         return step in self.undone_steps and "error" not in self.undone_steps[step]
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it is nobody's, and left alone until the stores in `waits_for` are up."""
+        return bool(self.waits_for) and self.lease_owner is None and not self.is_over
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to do by itself; a failed one waits for an operator."""
+        if self.status is Status.COMPLETED:
+            return self.published_at is not None
+        return self.status in ENDED
+
+    def stores_awaited(self, steps: Sequence[str], *, waits_max: int) -> list[str]:
+        """The stores that keep the undo of `steps` from its end, if it is worth waiting for them;
+        none where another reason does, or where they have come and gone too often."""
+        left = [self.undone_steps.get(step, {}) for step in steps if not self.undone(step)]
+        if not all(undo.get("waits_for") and undo["waits"] <= waits_max for undo in left):
+            return []
+        return sorted({undo["waits_for"] for undo in left})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

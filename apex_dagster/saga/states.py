@@ -4,7 +4,8 @@
                   | (a new lease resumes it, epoch + 1)
                   v
              compensating -> compensated      every store as before the saga; final
-                  \\-> failed -> compensating   an undo used up its retries: an operator is needed
+                  \\-> failed -> compensating   an undo used up its retries, its store being up: an
+                                              operator is needed
 
 `compensating` never returns to `in_progress`: its undo may have removed what a later step needs.
 """
@@ -70,6 +71,8 @@ COMPENSATION_STARTED = _move(
 COMPENSATION_RESUMED = _move("compensation_resumed", {Status.COMPENSATING}, raises_epoch=True)
 STEP_UNDONE = _move("step_undone", {Status.COMPENSATING}, records="undone_step")
 UNDO_FAILED = _move("undo_failed", {Status.COMPENSATING}, records="undone_step")
+# A store is down that an undo or a publish needs: the saga is nobody's until the store is back.
+WAITED = _move("saga_waits", {Status.COMPENSATING, Status.COMPLETED})
 COMPENSATED = _move("saga_compensated", {Status.COMPENSATING}, Status.COMPENSATED)
 FAILED = _move("saga_failed", {Status.COMPENSATING}, Status.FAILED)
 
@@ -88,6 +91,7 @@ MOVES = (
     COMPENSATION_RESUMED,
     STEP_UNDONE,
     UNDO_FAILED,
+    WAITED,
     COMPENSATED,
     FAILED,
 )

@@ -8,6 +8,11 @@ from typing import Protocol
 from apex_dagster.records import Publication, Receipt, SagaId, VersionRef
 
 
+def store_of(step_name: str) -> str:
+    """The store of a saga step: "neo4j" of "neo4j_write"."""
+    return step_name.removesuffix("_write")
+
+
 class SagaStep(Protocol):
     """One store's part of a saga. Every method is safe to repeat and may land late."""
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from apex_dagster.errors import ApexError
 from apex_dagster.ingestion.ingest import Ingestion, Submission
 from apex_dagster.ingestion.steps import Extractions, StoreStep
 from apex_dagster.records import SagaId
+from apex_dagster.saga.breaker import BreakerPolicy, Breakers
 from apex_dagster.saga.engine import SagaEngine
+from apex_dagster.saga.ledger import Ledger
 from apex_dagster.saga.retry import RetryPolicy
 from apex_dagster.saga.saga import Failure, Saga
 from apex_dagster.saga.states import Status
@@ -199,6 +202,7 @@ class Actors:
         engine = _Engine(
             ledger,
             [StoreStep(store, extractions) for store in stores.values()],
+            breakers=self._breakers(ledger),
             retry=retry,
             lease_s=LEASE_S,
             grace_s=parts.grace_s,
@@ -212,6 +216,14 @@ class Actors:
             takeovers_max=3,
             sweep_orphans=stores["neo4j"].sweep_orphans,  # type: ignore[attr-defined]
         )
+
+    def _breakers(self, ledger: Ledger) -> Breakers:
+        policy = BreakerPolicy(delay_s_max=10.0, pace=VirtualPace(self._world))
+        pings = {
+            name: partial(self._network.request, name, "ping", lambda: None)
+            for name in self._stores
+        }
+        return Breakers(ledger, pings, policy=policy)
 
 
 class _Engine(SagaEngine):

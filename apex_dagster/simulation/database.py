@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
+from apex_dagster.simulation.breaker_statements import BreakerStatements
 from apex_dagster.simulation.ledger_statements import LedgerStatements, is_unfinished
 from apex_dagster.simulation.opening_statements import OpeningStatements
 from apex_dagster.simulation.tables import Row, Tables, Values
@@ -19,14 +20,14 @@ from apex_dagster.sql import load_queries
 # The text of a statement -> its name, "file:name".
 STATEMENTS = {
     text: f"{file}:{name}"
-    for file in ("ledger", "opening", "wakeup")
+    for file in ("ledger", "opening", "wakeup", "breaker")
     for name, text in load_queries("apex_dagster.saga", f"{file}.sql").items()
 }
 _WRITES = re.compile(r"\b(INSERT INTO|UPDATE|DELETE FROM) apex\.")
 _WRITING = frozenset(name for text, name in STATEMENTS.items() if _WRITES.search(text))
 
 
-class Database(LedgerStatements, OpeningStatements):
+class Database(LedgerStatements, OpeningStatements, BreakerStatements):
     """Tables and statements. `name_saga` may replace the random id of a saga about to be inserted,
     so that a seed replays: ids decide the order in which sagas are locked, moved and returned."""
 

@@ -80,7 +80,9 @@ class LedgerStatements(Statements):
         return self._put(saga | {"lease_expires_at": expires_at})
 
     def _expired_sagas(self, v: Values) -> Iterable[Row]:
-        return [s for s in self._all() if is_unfinished(s) and self._expired(s)][: v["limit"]]
+        expired = [s for s in self._all() if is_unfinished(s) and self._expired(s)]
+        down = {store for store, b in self.tables.breakers.items() if b["closed_at"] is None}
+        return [s for s in expired if not down & set(s["waits_for"] or ())][: v["limit"]]
 
     def _expired_among(self, v: Values) -> Iterable[Row]:
         dead = v["dead_owner"]

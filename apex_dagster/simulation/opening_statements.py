@@ -169,6 +169,7 @@ _NULL_AT_FIRST = (
     "error",
     "ended_at",
     "published_at",
+    "waits_for",
 )
 
 

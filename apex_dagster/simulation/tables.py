@@ -25,6 +25,7 @@ class Tables:
     sweeps: dict[tuple[str, datetime], Row] = field(default_factory=dict)
     quarantine: dict[str, Row] = field(default_factory=dict)
     events: dict[tuple[str, int], Row] = field(default_factory=dict)
+    breakers: dict[str, Row] = field(default_factory=dict)
 
     def copy(self) -> Tables:
         """A snapshot."""

@@ -4,22 +4,22 @@ import json
 from dataclasses import replace
 
 from apex_dagster.composition import Application
+from apex_dagster.saga.failpoints import armed
 from apex_dagster.saga.saga import Saga
 from apex_dagster.saga.states import Status
 from apex_dagster_tests.applications import assert_whole, copies
 from apex_dagster_tests.cli.conftest import expire_leases
 from apex_dagster_tests.documents import submission, submissions
-from apex_dagster_tests.servers import PrivateServer
 
 STEPS = ["neo4j_write", "postgres_write", "qdrant_write", "redis_write"]
 
 
-def fail_to_undo(app: Application, qdrant: PrivateServer, document_id: str) -> Saga:
-    """A saga whose Qdrant went away after it was written to."""
+def fail_to_undo(app: Application, document_id: str) -> Saga:
+    """A saga that was written to Qdrant, which refuses to take it back."""
     opened = app.ingestion.open([submission(document_id)], owner="test")
     staged = app.ingestion.stage("qdrant_write", opened.alive)
-    qdrant.stop()
-    [saga] = app.compensation.compensate([staged.alive[0].saga_id], owner="test")
+    with armed("undoing:qdrant_write=reject"):
+        [saga] = app.compensation.compensate([staged.alive[0].saga_id], owner="test")
     assert saga.status is Status.FAILED
     return saga
 
@@ -54,11 +54,8 @@ def test_show_tells_steps_receipts_durations_and_events(app, shell, unique):
     assert "postgres_write" in for_people
 
 
-def test_show_says_what_was_undone_and_why(app, shell, private_server, build_application, unique):
-    qdrant = private_server("qdrant")
-    servers = replace(qdrant.endpoints, postgres_url=app.endpoints.postgres_url)
-    broken = build_application(servers=servers)
-    saga = fail_to_undo(broken, qdrant, unique)
+def test_show_says_what_was_undone_and_why(app, shell, unique):
+    saga = fail_to_undo(app, unique)
     story = shell.json("saga", "show", saga.saga_id)
     states = {step["step"]: step["state"] for step in story["steps"]}
     assert states == {
@@ -101,28 +98,49 @@ def test_recover_leaves_a_living_owner_alone_and_says_who_it_is(app, shell, uniq
     assert app.ledger.held([batch.alive[0].saga_id], owner="alive")
 
 
-def test_a_store_that_stays_down_fails_the_saga_until_it_is_back(
+def test_a_store_that_refuses_an_undo_fails_the_saga_until_somebody_helps(app, shell, unique):
+    saga = fail_to_undo(app, unique)
+    [entry] = shell.json("quarantine", "list")["quarantine"]
+    assert entry["saga_id"] == saga.saga_id
+    assert shell("saga", "recover").exit_code == 1  # nothing to finish, but a saga is failed
+
+    with armed("undoing:qdrant_write=reject"):
+        again = shell("saga", "compensate", saga.saga_id)
+    assert again.exit_code == 1
+    assert f"{saga.saga_id} is failed: qdrant_write: " in again.stderr
+
+    answer = shell.json("saga", "compensate", "--all-failed")
+    assert [s["status"] for s in answer["sagas"]] == ["compensated"]
+    assert all(not versions for versions in copies(app, unique).values())
+    assert shell.json("quarantine", "list") == {"quarantine": []}
+    assert shell("saga", "recover").exit_code == 0
+
+
+def test_a_saga_whose_store_is_down_waits_and_recover_ends_it_when_it_is_back(
     app, private_server, build_application, shell_of_application, unique
 ):
     qdrant = private_server("qdrant")
     servers = replace(qdrant.endpoints, postgres_url=app.endpoints.postgres_url)
     broken = build_application(servers=servers)
     shell = shell_of_application(broken)
-    saga = fail_to_undo(broken, qdrant, unique)
-    [entry] = shell.json("quarantine", "list")["quarantine"]
-    assert entry["saga_id"] == saga.saga_id
-    assert shell("saga", "recover").exit_code == 1  # nothing to finish, but a saga is failed
+    opened = broken.ingestion.open([submission(unique)], owner="test")
+    [saga] = broken.ingestion.stage("qdrant_write", opened.alive).alive
+    qdrant.stop()
+    asked = shell("saga", "compensate", saga.saga_id, "--yes")
+    assert asked.exit_code == 1
+    assert f"{saga.saga_id} is compensating: qdrant_write: " in asked.stderr
+    assert "qdrant, which was down" in shell.json("saga", "show", saga.saga_id)["what_now"]
 
-    again = shell("saga", "compensate", saga.saga_id)
-    assert again.exit_code == 1
-    assert f"{saga.saga_id} is failed: qdrant_write: " in again.stderr
+    answer = shell.json("saga", "recover")
+    assert ([s["saga_id"] for s in answer["waiting"]], answer["failed"]) == ([saga.saga_id], [])
+    assert [breaker["store"] for breaker in answer["down"]] == ["qdrant"]
+    assert "qdrant is unavailable, retry after" in shell("saga", "recover").stdout
 
     qdrant.start()
-    answer = shell.json("saga", "compensate", "--all-failed")
-    assert [s["status"] for s in answer["sagas"]] == ["compensated"]
+    answer = shell.json("saga", "recover")  # looks at once, whenever the next look was due
+    assert [s["status"] for s in answer["finished"]] == ["compensated"]
+    assert (answer["waiting"], answer["down"]) == ([], [])
     assert all(not versions for versions in copies(broken, unique).values())
-    assert shell.json("quarantine", "list") == {"quarantine": []}
-    assert shell("saga", "recover").exit_code == 0
 
 
 def test_compensating_twice_changes_nothing(app, shell, unique):

@@ -65,6 +65,10 @@ def dagster_app(
         "UNDO_ATTEMPTS": "2",
         "UNDO_TIMEOUT_S": "10",
         "RETRY_BASE_S": "0.01",
+        "PROBE_TIMEOUT_S": "2",
+        "PROBE_DELAY_S": "0.02",
+        "PROBE_DELAY_S_MAX": "0.2",
+        "ADMISSION_RAMP_S": "0.5",
         "GRACE_S": "0",
         "BATCH_DOCUMENTS": "3",
     }

@@ -164,7 +164,7 @@ def test_a_transient_failure_is_retried_and_does_not_quarantine(
 def test_an_undo_that_fails_alerts_and_does_not_stop_the_others(
     app: Application, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    down = "started:redis_write=reject;undoing:postgres_write=unavailable"
+    down = "started:redis_write=reject;undoing:postgres_write=reject"
     with armed(down), caplog.at_level(logging.CRITICAL, "apex_dagster"):
         [saga] = app.ingestion.ingest([submission(unique)], owner="test")
     assert saga.status is Status.FAILED

@@ -14,6 +14,7 @@ TABLES = {
     "alembic_version",
     "audit_anchor",
     "audit_head",
+    "breaker",
     "chunks",
     "document_versions",
     "documents",
