@@ -106,6 +106,7 @@ def build(
         retry=_policy(settings, settings.step_attempts, settings.step_timeout_s),
         lease_s=settings.lease_s,
         grace_s=settings.grace_s,
+        staging=settings.staging,
     )
     compensation = Compensation(
         engine,

@@ -52,6 +52,10 @@ class Settings(BaseSettings):
     compensation: Literal["lifo", "parallel"] = Field(
         "lifo", description="Undo the stores last to first, or all at once."
     )
+    staging: Literal["in_order", "at_once"] = Field(
+        "in_order",
+        description="Write the stores of a batch one after another, or all at once.",
+    )
     step_timeout_s: float = Field(30.0, gt=0, description="For one saga step, retries included.")
     step_attempts: int = Field(5, ge=1, description="Tries of one saga step.")
     undo_attempts: int = Field(8, ge=1, description="Tries of one undo.")

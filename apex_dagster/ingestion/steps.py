@@ -38,10 +38,8 @@ class Extractions:
     def of(self, refs: Sequence[VersionRef]) -> list[StagedVersion]:
         """The content of each version. Raises DocumentRejected where there is none stored."""
         missing = [ref.saga_id for ref in refs if ref.saga_id not in self._kept]
-        loaded = {
-            saga_id: unpack(body)
-            for saga_id, body in self._ledger.extraction_bodies(missing).items()
-        }
+        bodies = self._ledger.extraction_bodies(missing) if missing else {}
+        loaded = {saga_id: unpack(body) for saga_id, body in bodies.items()}
         for saga_id, extraction in loaded.items():
             self.keep(saga_id, extraction)
         return [self._staged(ref, loaded) for ref in refs]

@@ -3,6 +3,11 @@
 The order around every write is: ledger row "started", write, ledger row "completed". A crash in
 between leaves a row that says the write may have happened, and whoever takes the saga over repeats
 or undoes it; both are harmless, because stores insert by saga and undo by saga.
+
+Publishing goes to all stores at the same time, and so does staging if it is configured to be
+`at_once`: ids derive from the saga, so no write needs the outcome of another, and the "started"
+rows of all precede the first of them. A crash then leaves any of the stores written, which is what
+undoing is ready for: it looks at every step that was started, last to first.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import structlog
 
@@ -29,7 +34,7 @@ from apex_dagster.records import Publication, SagaId
 from apex_dagster.saga import states
 from apex_dagster.saga.breaker import Breakers, hand_back
 from apex_dagster.saga.failpoints import reach
-from apex_dagster.saga.ledger import Ledger, Pivoted
+from apex_dagster.saga.ledger import Ledger, Pivoted, StepRecord
 from apex_dagster.saga.retry import RetryPolicy, call_with_retry
 from apex_dagster.saga.saga import Failure, Saga
 from apex_dagster.saga.states import Status
@@ -59,6 +64,16 @@ class Commit:
     failed: list[Saga]  # could not pivot; to be compensated
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Written:
+    """What one store made of a batch; receipts and failures together cover it."""
+
+    step: str
+    receipts: Mapping[SagaId, Mapping[str, Any]]
+    failures: Mapping[SagaId, Failure]
+    duration_ms: float
+
+
 class SagaEngine:
     """Drives sagas through `steps` in order. Holds no state of its own: the ledger has it all."""
 
@@ -71,12 +86,14 @@ class SagaEngine:
         retry: RetryPolicy,
         lease_s: float,
         grace_s: float,
+        staging: Literal["in_order", "at_once"] = "in_order",
     ) -> None:
         self.ledger, self.steps, self.breakers = ledger, tuple(steps), breakers
         self.step_names = tuple(step.name for step in steps)
         self._retry, self._lease_s, self._grace_s = retry, lease_s, grace_s
         # What a request to a store may take. Leases shorter than two of these are for tests.
         self._request_s = min(retry.timeout_s, lease_s / 2)
+        self._at_once = staging == "at_once"
 
     @contextmanager
     def lease(self, owner: str) -> Iterator[None]:
@@ -101,35 +118,71 @@ class SagaEngine:
     # -- stage -----------------------------------------------------------------------------------
 
     def stage_through(self, last_step: str, sagas: Sequence[Saga]) -> Staging:
-        """Run `last_step` and whatever is missing before it, in order.
+        """Run `last_step` and whatever is missing before it, in order or all at once.
 
         Each step is one write for the batch. Only an error that will never heal splits it, until
         the document at fault is alone.
         """
+        wanted = self.steps[: self.step_names.index(last_step) + 1]
         alive, failed = list(sagas), list[Saga]()
-        for step in self.steps[: self.step_names.index(last_step) + 1]:
-            done = [saga for saga in alive if step.name in saga.completed_steps]
-            staging = self._run_step(step, [s for s in alive if step.name not in s.completed_steps])
-            alive, failed = done + staging.alive, failed + staging.failed
+        for steps in [wanted] if self._at_once else [(step,) for step in wanted]:
+            staging = self._run_steps(steps, alive)
+            alive, failed = staging.alive, failed + staging.failed
         return Staging(alive=sorted(alive, key=lambda saga: saga.arrival), failed=failed)
 
-    def _run_step(self, step: SagaStep, sagas: Sequence[Saga]) -> Staging:
-        started = self.move(states.STEP_STARTED, sagas, step=step.name)
+    def _run_steps(self, steps: Sequence[SagaStep], sagas: Sequence[Saga]) -> Staging:
+        todo = [step for step in steps if _lacking(step, sagas)]
+        started = self._recorded(
+            states.STEP_STARTED,
+            [
+                StepRecord(saga=saga, step=each.name)
+                for each in todo
+                for saga in _lacking(each, sagas)
+            ],
+        )
+        written = self._retry.pace.run_all(
+            [partial(self._write, step, _lacking(step, started)) for step in todo]
+        )
+        held = {saga.saga_id: saga for saga in [*sagas, *started]}
+        held |= {saga.saga_id: saga for saga in self._completed(written, held)}
+        # Of a saga that failed in several stores the first is told; all of them are undone.
+        failures = {k: v for outcome in reversed(written) for k, v in outcome.failures.items()}
+        failed = self.fail([held[saga_id] for saga_id in sorted(failures)], failures)
+        for step in todo:
+            reach(f"recorded:{step.name}")
+        going = [saga for saga in held.values() if saga.saga_id not in failures]
+        alive = [saga for saga in going if not any(_lacking(step, [saga]) for step in steps)]
+        return Staging(alive=alive, failed=failed)
+
+    def _completed(self, written: Sequence[_Written], held: Mapping[SagaId, Saga]) -> list[Saga]:
+        records = [
+            StepRecord(
+                saga=held[saga_id],
+                step=outcome.step,
+                detail=receipt,
+                duration_ms=outcome.duration_ms,
+            )
+            for outcome in written
+            for saga_id, receipt in outcome.receipts.items()
+        ]
+        completed = self._recorded(states.STEP_COMPLETED, records)
+        recorded = {record.saga.saga_id: record.saga for record in records}
+        self._sweep_late_writes(list(recorded.values()), completed)
+        return completed
+
+    def _write(self, step: SagaStep, sagas: Sequence[Saga]) -> _Written:
         begun = time.perf_counter()
-        receipts, failures = self._stage(step, started)
+        receipts, failures = self._stage(step, sagas)
         duration_ms = (time.perf_counter() - begun) * 1000
         reach(f"written:{step.name}")
-        alive = self.move(
-            states.STEP_COMPLETED,
-            [saga for saga in started if saga.saga_id in receipts],
-            details=receipts,
-            step=step.name,
-            duration_ms=duration_ms,
+        return _Written(
+            step=step.name, receipts=receipts, failures=failures, duration_ms=duration_ms
         )
-        self._sweep_late_writes([s for s in started if s.saga_id in receipts], alive)
-        failed = self.fail([s for s in started if s.saga_id in failures], failures)
-        reach(f"recorded:{step.name}")
-        return Staging(alive=alive, failed=failed)
+
+    def _recorded(self, move: states.Move, records: Sequence[StepRecord]) -> list[Saga]:
+        if not records:
+            return []
+        return self.retried(lambda: self.ledger.record_steps(move, records), move.event)
 
     def _stage(
         self, step: SagaStep, sagas: Sequence[Saga], untouched: bool = True
@@ -184,7 +237,7 @@ class SagaEngine:
         for step in sorted({failures[saga.saga_id].step or "" for saga in sagas}):
             group = [s for s in sagas if (failures[s.saga_id].step or "") == step]
             details = {s.saga_id: failures[s.saga_id].as_detail() for s in group}
-            # Only a saga step that has started may become current_step: undo goes by it.
+            # Only a saga step that has started may become current_step.
             started = step if step in self.step_names else None
             failed += self.move(states.STEP_FAILED, group, details=details, step=started)
         for saga in failed:
@@ -252,12 +305,12 @@ class SagaEngine:
         begun = time.perf_counter()
         # What is not live any more was published by whoever replaced it, or it could not have been.
         live = self.retried(lambda: self.ledger.publications(completed), "publications")
-        unfinished = {publication.ref.saga_id for publication in live}
-        for step in self.steps:
-            live = self._publish_step(step, live, completed)
-            reach(f"published:{step.name}")
+        published_by_step = self._retry.pace.run_all(
+            [partial(self._publish_in, step, live, completed) for step in self.steps]
+        )
         reach("marked")
-        unfinished -= {publication.ref.saga_id for publication in live}
+        everywhere = frozenset.intersection(*published_by_step)
+        unfinished = {publication.ref.saga_id for publication in live} - everywhere
         done = [saga for saga in completed if saga.saga_id not in unfinished]
         duration_ms = (time.perf_counter() - begun) * 1000
         sweep_after_s = tuple(self._grace_s + more for more in (0.0, *SWEEP_AGAIN_S))
@@ -273,6 +326,13 @@ class SagaEngine:
         for saga in published:
             log.info("saga_completed", **_fields(saga), duration_ms=saga.duration_ms)
         return [*published, *(saga for saga in completed if saga.saga_id not in known)]
+
+    def _publish_in(
+        self, step: SagaStep, publications: Sequence[Publication], sagas: Sequence[Saga]
+    ) -> frozenset[SagaId]:
+        published = self._publish_step(step, publications, sagas)
+        reach(f"published:{step.name}")
+        return frozenset(publication.ref.saga_id for publication in published)
 
     def _publish_step(
         self, step: SagaStep, publications: Sequence[Publication], sagas: Sequence[Saga]
@@ -395,6 +455,10 @@ def _blocked(saga: Saga) -> Failure:
 def _culprits(error: Exception, sagas: Sequence[Saga]) -> list[Saga]:
     named = set(error.document_ids) if isinstance(error, StoreRejected) else set()
     return [saga for saga in sagas if saga.document_id in named]
+
+
+def _lacking(step: SagaStep, sagas: Sequence[Saga]) -> list[Saga]:
+    return [saga for saga in sagas if step.name not in saga.completed_steps]
 
 
 def _fields(saga: Saga) -> dict[str, Any]:

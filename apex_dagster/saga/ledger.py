@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, cast
 
@@ -43,6 +43,16 @@ class Pivoted:
     conflicts: list[Saga]  # the live version is no longer the one they build on
     superseded: list[Saga]  # what is live was submitted after them
     blocked: list[Saga]  # the version they would replace is live, but not published yet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """That a saga step was started or completed."""
+
+    saga: Saga
+    step: str
+    detail: Detail = field(default_factory=dict)  # of a completed one: its receipt
+    duration_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +180,39 @@ class Ledger:
         if move in _ENDS:
             announce_ended(tx, [saga.saga_id for saga in moved])
         return moved
+
+    def record_steps(self, move: Move, records: Sequence[StepRecord]) -> list[Saga]:
+        """Make `move`, STEP_STARTED or STEP_COMPLETED, for several steps of sagas in one statement.
+
+        Events stand in the audit log in the order of `records`. Returns the moved sagas as they are
+        now, in the order of saga_id.
+        """
+        by_saga: dict[SagaId, list[StepRecord]] = {}
+        for record in records:
+            by_saga.setdefault(record.saga.saga_id, []).append(record)
+        if not by_saga:
+            return []
+        in_order = [record for each in by_saga.values() for record in each]
+        completes = move.records == "completed_step"
+        with self.transaction(single=True) as tx:
+            return _sagas(
+                tx,
+                "record_steps",
+                event=move.event,
+                saga_ids=list(by_saga),
+                epochs=[each[0].saga.epoch for each in by_saga.values()],
+                completed=[
+                    Jsonb(
+                        {record.step: dict(record.detail) for record in each} if completes else {}
+                    )
+                    for each in by_saga.values()
+                ],
+                record_sagas=[record.saga.saga_id for record in in_order],
+                numbers=[n for each in by_saga.values() for n in range(1, len(each) + 1)],
+                steps=[record.step for record in in_order],
+                durations_ms=[record.duration_ms for record in in_order],
+                details=[Jsonb(dict(record.detail)) for record in in_order],
+            )
 
     def pivot(self, sagas: Sequence[Saga], *, steps: Sequence[str]) -> Pivoted:
         """Make the versions live, all in one transaction; what cannot be is that document's only.

@@ -20,9 +20,12 @@ WITH move AS (
         status = coalesce(%(target)s, s.status),
         epoch = s.epoch + %(epoch_step)s::integer,
         takeovers = s.takeovers + %(takeover)s::integer,
-        -- How far the saga came; an undo goes by it, and must not move it.
+        -- How far the saga came, for people; an undo must not move it.
         current_step = CASE WHEN %(records)s = 'undone_step' THEN s.current_step
             ELSE coalesce(%(step)s, s.current_step) END,
+        -- What an undo goes by.
+        started_steps = CASE WHEN %(event)s = 'step_started' AND NOT %(step)s = ANY (s.started_steps)
+            THEN s.started_steps || %(step)s::text ELSE s.started_steps END,
         completed_steps = CASE WHEN %(records)s = 'completed_step'
             THEN s.completed_steps || jsonb_build_object(%(step)s::text, m.detail) ELSE s.completed_steps END,
         undone_steps = CASE WHEN %(records)s = 'undone_step'
@@ -50,6 +53,56 @@ WITH move AS (
     SELECT saga_id, event_seq, %(event)s::text, %(step)s::text, status, epoch,
            %(duration_ms)s::double precision, detail, at, event_hash
     FROM moved
+)
+SELECT * FROM moved ORDER BY saga_id
+
+-- record_steps --
+-- What `advance` does for step_started and step_completed, for several steps of each saga in one
+-- UPDATE: each event carries on the hash of the one before it. What the chain is continued from is
+-- read under the lock, or a move that was in flight would be passed over.
+WITH RECURSIVE move AS (
+    SELECT * FROM unnest(%(saga_ids)s::text[], %(epochs)s::integer[], %(completed)s::jsonb[])
+                  AS m (saga_id, epoch, completed)
+), record AS (
+    SELECT * FROM unnest(%(record_sagas)s::text[], %(numbers)s::integer[], %(steps)s::text[],
+                         %(durations_ms)s::double precision[], %(details)s::jsonb[])
+                  AS r (saga_id, number, step, duration_ms, detail)
+), locked AS MATERIALIZED (
+    SELECT s.saga_id, s.epoch, s.status, s.event_seq, s.event_hash, m.completed
+    FROM apex.saga_state s JOIN move m USING (saga_id)
+    WHERE s.epoch = m.epoch AND s.status = 'in_progress'
+    ORDER BY s.saga_id FOR NO KEY UPDATE OF s
+), clock AS MATERIALIZED (
+    SELECT clock_timestamp() AS at
+), chain AS (
+    SELECT saga_id, 0 AS number, NULL::text AS step, NULL::double precision AS duration_ms,
+           NULL::jsonb AS detail, epoch, status, event_seq, event_hash
+    FROM locked
+    UNION ALL
+    SELECT c.saga_id, r.number, r.step, r.duration_ms, r.detail, c.epoch, c.status, c.event_seq + 1,
+           apex.event_hash(c.event_hash, c.saga_id, c.event_seq + 1, %(event)s, r.step, c.status,
+                           c.epoch, r.duration_ms, r.detail, clock.at)
+    FROM chain c JOIN record r ON r.saga_id = c.saga_id AND r.number = c.number + 1, clock
+), last AS (
+    SELECT DISTINCT ON (saga_id) saga_id, step, event_seq, event_hash
+    FROM chain WHERE number > 0 ORDER BY saga_id, number DESC
+), started AS (
+    SELECT saga_id, array_agg(step ORDER BY number) AS steps FROM record GROUP BY saga_id
+), moved AS (
+    UPDATE apex.saga_state s SET
+        current_step = last.step,
+        started_steps = s.started_steps || ARRAY(
+            SELECT step FROM unnest(started.steps) WITH ORDINALITY AS u (step, place)
+            WHERE %(event)s = 'step_started' AND NOT step = ANY (s.started_steps) ORDER BY place),
+        completed_steps = s.completed_steps || l.completed,
+        updated_at = clock.at, event_seq = last.event_seq, event_hash = last.event_hash
+    FROM locked l JOIN last USING (saga_id) JOIN started USING (saga_id), clock
+    WHERE s.saga_id = l.saga_id
+    RETURNING s.*
+), logged AS (
+    INSERT INTO apex.saga_event (saga_id, seq, event, step, status, epoch, duration_ms, detail, at, hash)
+    SELECT saga_id, event_seq, %(event)s::text, step, status, epoch, duration_ms, detail, clock.at, event_hash
+    FROM chain, clock WHERE number > 0
 )
 SELECT * FROM moved ORDER BY saga_id
 

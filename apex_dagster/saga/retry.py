@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -39,6 +39,11 @@ class Pace(Protocol):
         """What `operation` returns or raises; StillRunning if that takes until `deadline`."""
         ...
 
+    def run_all(self, operations: Sequence[Callable[[], T]]) -> list[T]:
+        """All of them at the same time; their results in order. Returns, or raises what one of them
+        raised, when the last has ended."""
+        ...
+
 
 class RealPace:
     """The clock of this process, and a thread for each call."""
@@ -66,6 +71,13 @@ class RealPace:
             if future.done():
                 raise
             raise StillRunning(name) from None
+
+    def run_all(self, operations: Sequence[Callable[[], T]]) -> list[T]:
+        if len(operations) < 2:
+            return [operation() for operation in operations]
+        with ThreadPoolExecutor(len(operations), thread_name_prefix="at-once") as pool:
+            futures = [pool.submit(operation) for operation in operations]
+        return [future.result() for future in futures]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,8 @@ class Saga:
     kind: str
     document_id: str
     status: Status
-    current_step: str | None
+    current_step: str | None  # that which was moved last
+    started_steps: Sequence[str]  # those whose store may hold something; several may be under way
     completed_steps: Mapping[str, Any]  # saga step -> receipt
     undone_steps: Mapping[
         str, Any
@@ -61,7 +62,7 @@ class Saga:
         through to its store, unless an earlier owner tried as well."""
         if step in self.completed_steps:
             return True
-        if step != self.current_step:
+        if step not in self.started_steps:
             return False
         error = self.error or {}
         known = error.get("step") == step and error.get("nothing_written", False)

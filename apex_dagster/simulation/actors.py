@@ -206,6 +206,7 @@ class Actors:
             retry=retry,
             lease_s=LEASE_S,
             grace_s=parts.grace_s,
+            staging="at_once" if self._world.seed % 2 else "in_order",
         )
         return Ingestion(
             ledger=ledger,

@@ -38,6 +38,8 @@ class LedgerStatements(Statements):
             "updated_at": now,
             "event_seq": saga["event_seq"] + 1,
         }
+        if v["event"] == "step_started" and step not in saga["started_steps"]:
+            moved["started_steps"] = [*saga["started_steps"], step]
         if v["records"] == "completed_step":
             moved["completed_steps"] = saga["completed_steps"] | {step: detail}
         elif undo:
@@ -64,6 +66,18 @@ class LedgerStatements(Statements):
             "at": now,
         }
         return self._put(moved)
+
+    def _record_steps(self, v: Values) -> Iterable[Row]:
+        records = list(zip(v["record_sagas"], v["steps"], v["details"], strict=True))
+        completes = v["event"] == "step_completed"
+        move = {"event": v["event"], "target": None, "epoch_step": 0, "takeover": 0, "run_id": None}
+        move |= {"records": "completed_step" if completes else "", "owner": None}
+        for saga_id, epoch in sorted(zip(v["saga_ids"], v["epochs"], strict=True)):
+            saga = self.tables.sagas.get(saga_id)
+            if saga and saga["epoch"] == epoch and saga["status"] == "in_progress":
+                for _, step, detail in (each for each in records if each[0] == saga_id):
+                    saga = self._move(saga, move | {"step": step}, detail.obj)
+                yield saga
 
     # -- ownership ---------------------------------------------------------------------------------
 

@@ -69,6 +69,7 @@ class OpeningStatements(Statements):
                 "saga_id": self.name_saga(new["saga_id"], new["document_id"]),
                 "kind": "ingest",
                 "status": "pending",
+                "started_steps": [],
                 "completed_steps": {},
                 "undone_steps": {},
                 "epoch": 0,

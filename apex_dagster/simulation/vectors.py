@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 
-from apex_dagster.errors import StageMissing
+from apex_dagster.errors import ApexError, StageMissing
 from apex_dagster.records import Publication, SagaId, StagedVersion, VersionRef
 from apex_dagster.simulation.model_store import Item, ModelStore, item_of, what
 from apex_dagster.simulation.network import Network
@@ -37,7 +37,11 @@ class ModelVectors(ModelStore):
             some = points[start : start + _POINTS_PER_REQUEST]
             refs = list({item.ref: None for _, item in some})
             told = f"{what('upsert', refs)} from {start}"
-            self._request(told, lambda some=some: self._insert(some))  # type: ignore[misc]
+            try:
+                self._request(told, lambda some=some: self._insert(some))  # type: ignore[misc]
+            except ApexError as error:
+                error.nothing_written &= start == 0
+                raise
 
     def _insert(self, points: Sequence[tuple[Hashable, Item]]) -> None:
         for key, item in points:

@@ -20,22 +20,31 @@ ON CREATE SET e.type = entity.type, e.name = entity.name
 SET e.touched = timestamp()
 
 // create_mentions //
+// Properties one by one: a map that is set on a relationship is written property by property again.
 UNWIND $versions AS version
 MATCH (v:DocumentVersion {saga_id: version.stamp.saga_id})
 SET v += version.stamp, v += version.about
 WITH v, version
 UNWIND version.mentions AS mention
 MATCH (e:Entity {key: mention.key})
-CREATE (v)-[m:MENTIONS]->(e)
-SET m = mention.properties, m += version.stamp
+CREATE (v)-[:MENTIONS {
+    saga_id: version.stamp.saga_id, document_id: version.stamp.document_id,
+    version: version.stamp.version, ingestion_status: version.stamp.ingestion_status,
+    name: mention.name, description: mention.description, aliases: mention.aliases,
+    chunk_ordinals: mention.chunk_ordinals, mentions: mention.mentions
+}]->(e)
 
 // create_relations //
 UNWIND $versions AS version
 UNWIND version.relations AS relation
 MATCH (source:Entity {key: relation.source_key})
 MATCH (target:Entity {key: relation.target_key})
-CREATE (source)-[r:RELATES]->(target)
-SET r = relation.properties, r += version.stamp
+CREATE (source)-[:RELATES {
+    saga_id: version.stamp.saga_id, document_id: version.stamp.document_id,
+    version: version.stamp.version, ingestion_status: version.stamp.ingestion_status,
+    type: relation.type, description: relation.description, weight: relation.weight,
+    chunk_ordinal: relation.chunk_ordinal
+}]->(target)
 
 // lock_documents //
 UNWIND $document_ids AS document_id
@@ -62,7 +71,7 @@ DELETE outdated
 
 // mark_mentions //
 UNWIND $saga_ids AS saga_id
-MATCH (:DocumentVersion {saga_id: saga_id})-[m:MENTIONS {saga_id: saga_id}]->()
+MATCH (:DocumentVersion {saga_id: saga_id})-[m:MENTIONS]->()
 WHERE m.ingestion_status = $from_status
 SET m.ingestion_status = $to_status
 
@@ -94,7 +103,7 @@ RETURN saga_id, count(r) AS removed
 
 // delete_mentions //
 UNWIND $saga_ids AS saga_id
-MATCH ()-[m:MENTIONS {saga_id: saga_id}]->()
+MATCH (:DocumentVersion {saga_id: saga_id})-[m:MENTIONS]->()
 DELETE m
 RETURN saga_id, count(m) AS removed
 
@@ -173,9 +182,9 @@ FOR (d:Document) REQUIRE d.document_id IS UNIQUE
 CREATE INDEX apex_version_document IF NOT EXISTS
 FOR (v:DocumentVersion) ON (v.document_id, v.version)
 
-// index_mentions //
-CREATE INDEX apex_mentions_saga IF NOT EXISTS
-FOR ()-[m:MENTIONS]-() ON (m.saga_id)
+// drop_index_mentions //
+// Of an earlier version: mentions are found from their version, and need no index of their own.
+DROP INDEX apex_mentions_saga IF EXISTS
 
 // index_relates //
 CREATE INDEX apex_relates_saga IF NOT EXISTS

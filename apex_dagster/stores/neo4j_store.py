@@ -56,7 +56,7 @@ Run = Callable[..., neo4j.Result]
 
 SCHEMA = (
     *("constraint_version", "constraint_entity", "constraint_document"),
-    *("index_version", "index_mentions", "index_relates"),
+    *("index_version", "drop_index_mentions", "index_relates"),
 )
 
 
@@ -307,6 +307,8 @@ def _lock_versions(run: Run, saga_ids: Iterable[SagaId]) -> dict[SagaId, str | N
 
 def _mark(run: Run, publications: Sequence[Row]) -> None:
     """Make these versions committed and current, and those that they replace superseded."""
+    if not publications:
+        return
     run("mark_committed", publications=publications).consume()
     superseded = [record["saga_id"] for record in run("mark_superseded", publications=publications)]
     marked = [*(row["saga_id"] for row in publications), *superseded]
@@ -316,7 +318,7 @@ def _mark(run: Run, publications: Sequence[Row]) -> None:
         ([row["saga_id"] for row in publications], "staged", "committed"),
         (superseded, "committed", "superseded"),
     ):
-        for name in ("mark_mentions", "mark_relations"):
+        for name in ("mark_mentions", "mark_relations") if saga_ids else ():
             run(name, saga_ids=saga_ids, from_status=old, to_status=new).consume()
 
 
@@ -340,13 +342,11 @@ def _mentions_row(version: StagedVersion) -> Row:
     mentions = [
         {
             "key": entity.key,
-            "properties": {
-                "name": entity.name,
-                "description": entity.description,
-                "aliases": list(entity.aliases),
-                "chunk_ordinals": list(entity.chunk_ordinals),
-                "mentions": entity.mentions,
-            },
+            "name": entity.name,
+            "description": entity.description,
+            "aliases": list(entity.aliases),
+            "chunk_ordinals": list(entity.chunk_ordinals),
+            "mentions": entity.mentions,
         }
         for entity in content.entities
     ]
@@ -358,12 +358,10 @@ def _relations_row(version: StagedVersion) -> Row:
         {
             "source_key": relation.source_key,
             "target_key": relation.target_key,
-            "properties": {
-                "type": relation.type,
-                "description": relation.description,
-                "weight": relation.weight,
-                "chunk_ordinal": relation.chunk_ordinal,
-            },
+            "type": relation.type,
+            "description": relation.description,
+            "weight": relation.weight,
+            "chunk_ordinal": relation.chunk_ordinal,
         }
         for relation in version.extraction.relations
     ]

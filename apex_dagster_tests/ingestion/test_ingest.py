@@ -54,9 +54,11 @@ def test_the_audit_trail_tells_the_whole_story(app: Application, unique: str) ->
 
 @pytest.mark.parametrize("point", ["started", "sent"])
 @pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("at_once", [True, False])
 def test_a_failure_at_any_step_undoes_what_may_have_been_written_in_reverse(
-    app: Application, unique: str, step: str, point: str
+    build_application: BuildApplication, unique: str, step: str, point: str, at_once: bool
 ) -> None:
+    app = build_application(staging="at_once" if at_once else "in_order")
     with armed(f"{point}:{step}=reject"):
         [saga] = app.ingestion.ingest([submission(unique)], owner="test")
     assert saga.status is Status.COMPENSATED
@@ -65,9 +67,24 @@ def test_a_failure_at_any_step_undoes_what_may_have_been_written_in_reverse(
     undone = [event for event in app.ledger.events(saga.saga_id) if event["event"] == "step_undone"]
     assert [event["step"] for event in undone] == list(reversed(STEPS))
     # Whether the failed step itself has written anything is known only if nothing was sent.
-    ran = STEPS[: STEPS.index(step) + (point == "sent")]
+    tried = STEPS if at_once else STEPS[: STEPS.index(step) + 1]
+    ran = [each for each in tried if each != step or point == "sent"]
     really = [event["step"] for event in undone if "skipped" not in event["detail"]]
     assert really == list(reversed(ran))
+    assert_whole(app, unique)
+
+
+def test_steps_at_once_are_all_in_the_ledger_before_the_first_is_written(
+    build_application: BuildApplication, unique: str
+) -> None:
+    """A crash at the first store's write must make undo look into every store."""
+    app = build_application(staging="at_once")
+    with armed("started:neo4j_write=raise"), pytest.raises(SimulatedCrash):
+        app.ingestion.ingest([submission(unique)], owner="test")
+    [saga] = app.ledger.list_sagas(document_id=unique)
+    assert saga.completed_steps == {}
+    assert all(saga.may_hold(step) for step in STEPS)
+    app.compensation.compensate([saga.saga_id], owner="test")
     assert_whole(app, unique)
 
 

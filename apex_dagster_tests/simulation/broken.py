@@ -125,7 +125,7 @@ class UndoesWhatIsRecorded(Compensation):
     """Undoes completed steps, and not the one that failed."""
 
     def undo(self, step_name: str, sagas: Sequence[Saga]) -> list[Saga]:
-        return super().undo(step_name, [replace(saga, current_step=None) for saga in sagas])
+        return super().undo(step_name, [replace(saga, started_steps=()) for saga in sagas])
 
 
 # -- the stores ------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from apex_dagster.records import Document, SagaId
 from apex_dagster.saga import states
-from apex_dagster.saga.ledger import _SQL, Ledger
+from apex_dagster.saga.ledger import _SQL, Ledger, StepRecord
 from apex_dagster.saga.opening import (
     Opening,
     open_sagas,
@@ -103,6 +103,18 @@ class LedgerPlayer:
             ]
 
         self._both("stage", stage)
+
+    def _do_record_steps(self) -> None:
+        sagas = self._some(Status.IN_PROGRESS)
+        steps = [step for step in _STEPS if self._draw.random() < 0.8]
+        move = self._draw.choice((states.STEP_STARTED, states.STEP_COMPLETED))
+        records = [
+            StepRecord(saga=saga, step=step, detail={"chunks": self._draw.randint(0, 3)})
+            for step in steps
+            for saga in sagas
+            if self._draw.random() < 0.9
+        ]
+        self._both("record steps", lambda ledger: ledger.record_steps(move, records))
 
     def _do_fail(self) -> None:
         sagas = self._some(Status.IN_PROGRESS)
