@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import click
 import uvicorn
@@ -17,6 +17,9 @@ from apex_dagster.cli.exit_codes import HELP
 from apex_dagster.errors import InvalidInput
 from apex_dagster.logs import configure_logs
 from apex_dagster.migrations.migrate import migrate
+from apex_dagster.saga.admission import Admission
+from apex_dagster.saga.breaker import BreakerPolicy, Breakers
+from apex_dagster.saga.ledger import Ledger
 from apex_dagster.settings import Settings
 
 STOP_TIMEOUT_S = 10  # for requests under way; their sagas go on without them
@@ -45,7 +48,9 @@ def api(host: str | None, port: int | None) -> None:
     bound_host, bound_port = listening.getsockname()[:2]
     name = f"[{bound_host}]" if ":" in bound_host else bound_host
     click.echo(f"API  http://{name}:{bound_port}  (described at /docs)")
-    serve(create_app(settings, url, admit=admit_everything), listening)
+    ledger = Ledger(url)
+    with closing(ledger):
+        serve(create_app(settings, url, admit=admission(ledger, settings).check), listening)
 
 
 def listen(host: str, port: int, settings: Settings) -> socket.socket:
@@ -86,5 +91,12 @@ def log_to_stderr() -> None:
     logging.getLogger("apex_dagster").addHandler(handler)
 
 
-def admit_everything(documents: int) -> None:
-    """Until it is known here which stores are down."""
+def admission(ledger: Ledger, settings: Settings) -> Admission:
+    """By what others find of the stores: this process reaches none but the ledger's."""
+    policy = BreakerPolicy(
+        timeout_s=settings.probe_timeout_s,
+        delay_s=settings.probe_delay_s,
+        delay_s_max=settings.probe_delay_s_max,
+        ramp_s=settings.admission_ramp_s,
+    )
+    return Admission(Breakers(ledger, pings={}, policy=policy))
