@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from threading import Lock
 
-from apex_dagster.errors import ApexError, DocumentRejected
+from apex_dagster.errors import ApexError, DocumentRejected, StoreRejected
 from apex_dagster.ingestion.codec import unpack
 from apex_dagster.records import Extraction, Publication, Receipt, SagaId, StagedVersion, VersionRef
 from apex_dagster.saga.ledger import Ledger
@@ -92,7 +92,12 @@ class StoreStep:
 
     def undo(self, refs: Sequence[VersionRef]) -> Mapping[SagaId, int]:
         """Remove what was staged."""
-        return self.store.revert(refs)
+        try:
+            return self.store.revert(refs)
+        except StoreRejected:
+            # Whoever created the collection may have died before its indexes, which undo needs.
+            self.store.prepare()
+            return self.store.revert(refs)
 
     def discard(self, refs: Sequence[VersionRef]) -> Mapping[SagaId, int]:
         """Remove what can never be live again."""

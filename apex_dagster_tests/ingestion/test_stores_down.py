@@ -14,11 +14,11 @@ from apex_dagster.composition import Application
 from apex_dagster.saga.bound import overdue_count, recovery_times
 from apex_dagster.saga.failpoints import armed
 from apex_dagster.saga.saga import Saga
-from apex_dagster.saga.states import Status
+from apex_dagster.saga.states import STEP_STARTED, Status
 from apex_dagster.settings import Endpoints
 from apex_dagster_tests.applications import BuildApplication, assert_whole, copies, events
 from apex_dagster_tests.conftest import PrivateServerFactory
-from apex_dagster_tests.documents import submission, submissions
+from apex_dagster_tests.documents import DIM, submission, submissions
 from apex_dagster_tests.servers import FIELDS, PrivateServer
 
 
@@ -95,17 +95,7 @@ def test_a_collection_of_another_dimension_compensates_every_document(
     qdrant_collection: str,
     unique: str,
 ) -> None:
-    assert endpoints.qdrant_api_key is not None
-    key = endpoints.qdrant_api_key.get_secret_value()
-    client = QdrantClient(
-        url=endpoints.qdrant_url,
-        headers={"api-key": key},
-        check_compatibility=False,
-    )
-    client.create_collection(
-        qdrant_collection,
-        vectors_config=models.VectorParams(size=8, distance=models.Distance.DOT),
-    )
+    create_bare_collection(endpoints, qdrant_collection, dim=8)
     app = build_application()
     sagas = app.ingestion.ingest(submissions(unique, 3), owner="test")
     assert {saga.status for saga in sagas} == {Status.COMPENSATED}
@@ -116,6 +106,37 @@ def test_a_collection_of_another_dimension_compensates_every_document(
         assert undos(app, saga.saga_id) == ["postgres_write", "neo4j_write"]
         assert ("step_started", "redis_write") not in events(app, saga.saga_id)
         assert_whole(app, saga.document_id)
+
+
+def test_what_a_worker_left_that_died_before_the_indexes_were_made_is_undone(
+    build_application: BuildApplication,
+    endpoints: Endpoints,
+    qdrant_collection: str,
+    unique: str,
+) -> None:
+    """The first of all documents: its worker creates the collection and dies; an undo counts by an
+    index that nobody has made yet."""
+    app = build_application()
+    [saga] = app.ingestion.open([submission(unique)], owner="dead").alive
+    [staged] = app.ingestion.stage("postgres_write", [saga]).alive
+    [begun] = app.engine.move(STEP_STARTED, [staged], step="qdrant_write")
+    create_bare_collection(endpoints, qdrant_collection, dim=DIM)
+    [ended] = app.compensation.compensate([begun.saga_id], owner="recovery")
+    assert ended.status is Status.COMPENSATED, ended.undone_steps
+    assert_whole(app, unique)
+
+
+def create_bare_collection(endpoints: Endpoints, name: str, *, dim: int) -> None:
+    """A collection without payload indexes."""
+    assert endpoints.qdrant_api_key is not None
+    client = QdrantClient(
+        url=endpoints.qdrant_url,
+        headers={"api-key": endpoints.qdrant_api_key.get_secret_value()},
+        check_compatibility=False,
+    )
+    vectors = models.VectorParams(size=dim, distance=models.Distance.DOT)
+    client.create_collection(name, vectors_config=vectors)
+    client.close()
 
 
 @pytest.mark.parametrize("outage", ["killed", "frozen"])
