@@ -1,4 +1,4 @@
-# One image for the code server, the webserver and the daemon; docker/entrypoint tells them apart.
+# One image for the code server, the pool of workers, the webserver and the daemon; docker/entrypoint tells them apart.
 
 FROM python:3.11.14-slim-bookworm AS build
 WORKDIR /build
@@ -17,7 +17,7 @@ RUN /opt/builder/bin/pip wheel --no-deps --no-build-isolation --no-index --wheel
 
 FROM python:3.11.14-slim-bookworm
 RUN useradd --system --uid 10001 --home-dir /var/lib/apex --create-home apex \
-    && mkdir -p /opt/apex/storage /var/lib/apex/inbox \
+    && mkdir -p /opt/apex/storage /var/lib/apex/inbox /var/lib/apex/pool \
     && chown -R apex: /opt/apex /var/lib/apex
 COPY --from=build /opt/venv /opt/venv
 COPY docker/entrypoint /usr/local/bin/entrypoint

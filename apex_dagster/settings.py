@@ -115,6 +115,24 @@ class Settings(BaseSettings):
         7 * 86400.0, gt=0, description="Idempotency keys and their answers are kept so long."
     )
 
+    # How runs are executed
+    workers: int = Field(
+        2, ge=0, le=64, description="Warm processes that execute runs; 0: none, see the next one."
+    )
+    isolate_runs: bool = Field(
+        False, description="Start a process for each run that is launched: seconds instead of 0.1."
+    )
+    worker_runs_max: int = Field(1000, ge=1, description="A worker is replaced after so many runs.")
+    worker_memory_mb_max: int = Field(
+        2048, ge=256, description="A worker that is larger after a run is replaced."
+    )
+    dispatch_documents: int = Field(
+        64, ge=1, le=1000, description="Documents of the API to a run; fewer when fewer wait."
+    )
+    pool_socket: Path | None = Field(
+        None, description="Where the warm workers are reached; default APEX_HOME/pool/socket."
+    )
+
     # Extraction
     spacy_model: str = Field("en_core_web_sm", description="An installed pipeline, or a folder.")
     embedding_dim: int = Field(384, ge=1, le=4000, description="Floats in one embedding.")

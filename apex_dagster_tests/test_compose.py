@@ -20,6 +20,7 @@ import pytest
 import redis
 import yaml
 
+from apex_dagster.defs.instance.pool_protocol import socket_path
 from apex_dagster.embedded.redis import find_program
 from apex_dagster.embedded.stack import ALL, outside_names
 from apex_dagster.settings import Endpoints, Settings
@@ -42,8 +43,8 @@ SERVICES: dict[str, Service] = load()["services"]
 each_service = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)
 
 
-def test_the_services_are_four_real_servers_and_four_processes_of_ours() -> None:
-    assert set(SERVICES) == {*ALL, "code", "webserver", "daemon", "api"}
+def test_the_services_are_four_real_servers_and_five_processes_of_ours() -> None:
+    assert set(SERVICES) == {*ALL, "code", "pool", "webserver", "daemon", "api"}
 
 
 @each_service
@@ -112,20 +113,31 @@ def test_volumes_are_declared_and_every_store_has_one() -> None:
     assert all((ROOT / volume).exists() for volume in used - named)
 
 
-def test_in_a_container_no_store_is_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in environment_of("code").items():
+@pytest.mark.parametrize("service", ["code", "pool"])
+def test_in_a_container_no_store_is_embedded(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment_of(service).items():
         monkeypatch.setenv(name, value)
     assert outside_names(Settings()) == set(ALL)
     fields = {f"APEX_{field.upper()}" for field in Settings.model_fields}
-    assert {name for name in environment_of("code") if name.startswith("APEX_")} <= fields
+    assert {name for name in environment_of(service) if name.startswith("APEX_")} <= fields
 
 
-@pytest.mark.parametrize("service", ["code", "webserver", "daemon"])
+@pytest.mark.parametrize("service", ["code", "pool", "webserver", "daemon"])
 def test_processes_of_ours_share_one_dagster_storage(service: str) -> None:
     url = environment_of(service)["DAGSTER_POSTGRES_URL"]
     assert url.endswith("@postgres:5432/dagster")
     created = (ROOT / "docker" / "postgres" / "dagster.sql").read_text(encoding="utf-8")
     assert "CREATE DATABASE dagster " in created
+
+
+@pytest.mark.parametrize("service", ["pool", "webserver", "daemon"])
+def test_runs_are_handed_over_on_a_volume_that_they_share(service: str) -> None:
+    """Where the settings, left alone, have the socket in each container."""
+    assert "APEX_POOL_SOCKET" not in environment_of(service)
+    home = re.findall(r"APEX_HOME=(\S+)", (ROOT / "Dockerfile").read_text(encoding="utf-8"))[0]
+    folder = socket_path(Settings(home=Path(home), pool_socket=None)).parent
+    assert f"pool:{folder}" in SERVICES[service]["volumes"]
+    assert str(folder) in "".join(SERVICES["pool"]["healthcheck"]["test"])
 
 
 def test_webserver_and_daemon_look_for_the_code_server_where_it_is() -> None:

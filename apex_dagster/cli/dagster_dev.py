@@ -1,4 +1,5 @@
-"""`dagster dev` as a child: started, watched until it has loaded our code location, stopped."""
+"""`dagster dev` and the pool of warm workers as children: started, watched until our code location
+has loaded, stopped."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -28,6 +29,7 @@ STOP_TIMEOUT_S = 60.0
 LOCK_TIMEOUT_S = 30.0
 REQUEST_TIMEOUT_S = 10.0
 CONFIGURATION = ("dagster.yaml", "workspace.yaml")
+POOL_COMMAND = (sys.executable, "-m", "apex_dagster.defs.instance.pool")
 
 # Never by way of a proxy that the environment names.
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -73,14 +75,7 @@ class DagsterDev:
 
     def stop(self) -> None:
         """End it and all that it started; also when it has ended by itself."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        deadline = time.monotonic() + STOP_TIMEOUT_S
-        while self.is_running() and time.monotonic() < deadline:
-            try:
-                self._process.wait(1)
-            except (subprocess.TimeoutExpired, KeyboardInterrupt):
-                continue  # impatience does not make it faster: it kills what does not end
+        release(self._process)
 
     def _load_state(self) -> str | None:
         """What it is doing, None when it is ready. Raises ServerNotStarted for broken code."""
@@ -122,33 +117,63 @@ def dagster_dev(settings: Settings, port: int | None) -> Iterator[DagsterDev]:
         dagster = start(settings, chosen, lock)
         lock.write(dagster.url)
         lock.flush()
+        pool = start_pool(settings, lock) if settings.workers else None
         try:
             yield dagster
         finally:
             dagster.stop()
+            if pool is not None:
+                release(pool)
 
 
 def start(settings: Settings, port: int, lock: IO[str]) -> DagsterDev:
-    home = dagster_home(settings)
     command = [sys.executable, "-m", "dagster", "dev", "--workspace", "workspace.yaml"]
     command += ["--host", ports.LOOPBACK, "--port", str(port)]
-    log = log_path(settings)
+    return DagsterDev(settings, port, tethered(command, settings, log_path(settings), lock))
+
+
+def start_pool(settings: Settings, lock: IO[str]) -> subprocess.Popen[bytes]:
+    """Warm workers; runs that are launched before they are ready get processes of their own. It
+    ends at once when `apex worker` runs already for this APEX_HOME, whose workers serve as well."""
+    return tethered(POOL_COMMAND, settings, settings.home / "pool.log", lock)
+
+
+def tethered(
+    command: Sequence[str], settings: Settings, log: Path, lock: IO[str]
+) -> subprocess.Popen[bytes]:
+    """Start a command that ends when we do, with Dagster's home as its working directory."""
     if log.exists() and log.stat().st_size > LOG_BYTES_MAX:
         log.replace(log.with_suffix(".log.1"))
     log.touch(mode=0o600)  # it may quote documents
     with log.open("ab") as output:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", "apex_dagster.cli.tether", *command],
-            cwd=home,
-            # The home in force, by name: Dagster's processes would look beside dagster.yaml.
-            env={**os.environ, "DAGSTER_HOME": str(home), "APEX_HOME": str(settings.home)},
+            cwd=dagster_home(settings),
+            env=environment(settings),
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for us, who stop it in good order
             pass_fds=(lock.fileno(),),  # held until the last of its processes is gone
         )
-    return DagsterDev(settings, port, process)
+
+
+def release(process: subprocess.Popen[bytes]) -> None:
+    """Let go of a tethered process, and wait until nothing of it is left."""
+    assert process.stdin is not None
+    process.stdin.close()
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            process.wait(1)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            continue  # impatience does not make it faster: it kills what does not end
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Ours, and the home in force by name: Dagster's processes would look beside dagster.yaml."""
+    home = str(settings.home.absolute())
+    return {**os.environ, "DAGSTER_HOME": str(dagster_home(settings)), "APEX_HOME": home}
 
 
 def dagster_home(settings: Settings) -> Path:

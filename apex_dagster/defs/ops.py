@@ -11,17 +11,19 @@ import dagster as dg
 from pydantic import Field
 
 from apex_dagster.composition import Application
-from apex_dagster.defs.assets import materialization
+from apex_dagster.defs.assets import report_materializations
 from apex_dagster.defs.compensation import compensate_in_linked_run
 from apex_dagster.defs.resources import SagasResource
 from apex_dagster.defs.run import (
     REFUSED_TAG,
     SagaRun,
+    index_documents,
     interrupts_as_failures,
     outcome_table,
     reason_of,
     tag_run,
 )
+from apex_dagster.ingestion.ingest import Batch
 from apex_dagster.ingestion.sources import SAMPLES
 from apex_dagster.saga.saga import Saga
 
@@ -35,6 +37,10 @@ class IngestConfig(dg.Config):
         'project, "inbox:" everything in the inbox, "inbox:reports/q3.pdf" one file or folder of '
         "it; anything else is a file or folder on the machine that runs the job. Formats: txt, md, "
         "html, pdf, docx, json, jsonl and whatever else the parser knows.",
+    )
+    saga_ids: list[str] = Field(
+        default=[],
+        description="Instead of paths: sagas that were opened already, and are driven by this run.",
     )
     collection: str | None = Field(
         default=None,
@@ -53,20 +59,14 @@ def extract(
     """Read the files, open a saga for each document, and extract chunks, entities, relations and
     embeddings. A document that cannot be read gets a saga too, which ends compensated."""
     run, app = SagaRun.of(context), sagas.application()
-    _refuse_while_a_store_is_down(context, app)
+    if not config.saga_ids:  # those were admitted before they were opened
+        _refuse_while_a_store_is_down(context, app)
     with interrupts_as_failures(), app.engine.lease(run.owner):
-        submissions = app.sources.read(
-            config.paths, collection=config.collection, metadata=config.metadata
-        )
-        opened = app.ingestion.open(
-            submissions, owner=run.owner, run_id=run.run_id, dead_owner=run.parent_owner
-        )
-        tag_run(
-            context,
-            [*opened.alive, *opened.failed],
-            status="in_progress",
-            unchanged=len(opened.unchanged),
-        )
+        opened = _open(run, app, config)
+        if run.parent_owner or not config.saga_ids:  # else the run was created with its tags
+            started = [*opened.alive, *opened.failed]
+            tag_run(context, started, status="in_progress", unchanged=len(opened.unchanged))
+            index_documents(context.instance, run.run_id, started)
         extracted = app.ingestion.extract(opened.alive)
         failed = [*opened.failed, *extracted.failed]
         _leave_batch(context, sagas, alive=extracted.alive, failed=failed)
@@ -83,6 +83,20 @@ def extract(
         }
     )
     return [saga.saga_id for saga in extracted.alive]
+
+
+def _open(run: SagaRun, app: Application, config: IngestConfig) -> Batch:
+    """Hold the sagas that were opened before, or open new ones."""
+    if config.saga_ids:
+        return app.ingestion.take(
+            config.saga_ids, owner=run.owner, run_id=run.run_id, parent_owner=run.parent_owner
+        )
+    submissions = app.sources.read(
+        config.paths, collection=config.collection, metadata=config.metadata
+    )
+    return app.ingestion.open(
+        submissions, owner=run.owner, run_id=run.run_id, dead_owner=run.parent_owner
+    )
 
 
 @dg.op
@@ -131,8 +145,7 @@ def commit(context: dg.OpExecutionContext, sagas: SagasResource, saga_ids: list[
                 context.instance, context.run, [saga.saga_id for saga in losers]
             ),
         )
-        for saga in outcome.completed:
-            context.log_event(materialization(saga))
+        report_materializations(context, outcome.completed)
         _leave_batch(context, sagas, alive=outcome.completed, failed=outcome.failed)
         app.inbox.settle(app.ledger)
     everything = app.ledger.sagas_of_run(run.run_id)

@@ -175,6 +175,28 @@ class Ingestion:
             going += [s for s in mine if s.status is Status.IN_PROGRESS and s.saga_id not in known]
         return going
 
+    def take(
+        self,
+        saga_ids: Sequence[str],
+        *,
+        owner: str,
+        run_id: str,
+        parent_owner: str | None = None,
+    ) -> Batch:
+        """Those of sagas opened before that `owner` drives from now on: what it holds, what waits
+        for a driver, and, in a re-executed run, what `hold` takes up again."""
+        alive = self.hold(saga_ids, owner=owner, run_id=run_id, parent_owner=parent_owner)
+        others = self.ledger.sagas(sorted(set(saga_ids) - {saga.saga_id for saga in alive}))
+        waiting = [saga for saga in others if saga.status is Status.PENDING]
+        alive += self.engine.move(CLAIMED, waiting, owner=owner, run_id=run_id)
+        held = {saga.saga_id for saga in alive}
+        others = [saga for saga in others if saga.saga_id not in held]
+        return Batch(
+            alive=alive,
+            unchanged=[saga for saga in others if saga.status in ENDED],
+            joined=[saga for saga in others if saga.status not in ENDED],
+        )
+
     def extract(self, sagas: Sequence[Saga]) -> Batch:
         """Turn raw documents into stored extractions; sagas that have theirs already pass."""
         if not sagas:

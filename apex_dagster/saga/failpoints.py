@@ -7,7 +7,8 @@ engine catches), `unavailable` and `reject` (the error classes of a store that i
 `hang:SECONDS`, and `park` (wait until `release()`: what the thread was about to do happens late). A
 trailing `*N` lets a point act N times only: `started:redis_write=unavailable*2`.
 
-Points, in the order of a saga's life, `{step}` being a saga step: `opened`, `claimed`, `extracted`,
+Points, in the order of a saga's life, `{step}` being a saga step: `opened`, `claimed`, `dispatched`
+(claimed for a run that is not created yet), `extracted`,
 `started:{step}`, `sending:{step}` (the lease was just looked at), `sent:{step}` (the store has it,
 the caller was not told), `written:{step}`, `recorded:{step}`, `staged`, `pivoting` (in its
 transaction, before the commit), `pivoted`, `publishing:{step}`, `publish_sent:{step}`,

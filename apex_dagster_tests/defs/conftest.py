@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,17 @@ STORAGE = {"module": "apex_dagster.defs.instance.storage", "class": "PooledPostg
 @pytest.fixture(scope="module")
 def instance(stack: Endpoints) -> Iterator[dg.DagsterInstance]:
     """A Dagster instance whose storage is ours, on a real PostgreSQL."""
-    import secrets
+    with instance_over(stack) as made:
+        yield made
 
+
+@contextmanager
+def instance_over(stack: Endpoints, **overrides: Any) -> Iterator[dg.DagsterInstance]:
+    """The same, with more of dagster.yaml, for the length of the block."""
     name = f"dagster_{secrets.token_hex(6)}"
     run_sql(stack, f"CREATE DATABASE {name}")
     url = stack.postgres_database(name).get_secret_value()
-    overrides = {
+    overrides |= {
         "storage": {"custom": STORAGE | {"config": {"postgres_url": url}}},
         "compute_logs": {
             "module": "dagster._core.storage.noop_compute_log_manager",

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -10,6 +11,7 @@ from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 from dagster_postgres.utils import create_pg_engine, retry_pg_connection_fn
 
+from apex_dagster.defs.instance.event_log import BufferedEventLogStorage
 from apex_dagster.embedded.stack import Stack
 from apex_dagster.settings import Settings
 
@@ -46,12 +48,16 @@ class PooledPostgresStorage(DagsterPostgresStorage):
             max_overflow=8,
             pool_recycle=1800,
             pool_pre_ping=True,
+            # A crash of PostgreSQL may lose what it confirmed in the last half second, never a part
+            # of it out of order. Dagster reports here; what must not get lost is in the ledger.
+            connect_args={"options": "-c synchronous_commit=off"},
         )
         with retry_pg_connection_fn(engine.connect) as connection:
             # Held while tables are created, and released with the connection's session.
             connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": _ADVISORY_LOCK})
             try:
                 super().__init__(postgres_url, inst_data=inst_data)
+                self._event_log_storage = BufferedEventLogStorage(postgres_url)
             finally:
                 connection.execute(
                     sa.text("SELECT pg_advisory_unlock(:key)"), {"key": _ADVISORY_LOCK}
@@ -60,6 +66,10 @@ class PooledPostgresStorage(DagsterPostgresStorage):
             storage._engine = engine
             # The webserver would give each of the three a pool of its own.
             storage.optimize_for_webserver = _keep_pool  # type: ignore[method-assign]
+        # Asked for every run several times, by three statements each; the release that asks has
+        # made the tables.
+        for name in ("has_run_stats_index_cols", "has_backfill_id_column"):
+            setattr(self._run_storage, name, cache(getattr(self._run_storage, name)))
 
     @classmethod
     def config_type(cls) -> UserConfigSchema:
