@@ -18,7 +18,7 @@ from apex_dagster.cli.dagster_dev import DIRECT, DagsterDev, dagster_dev, dagste
 from apex_dagster.embedded import ports
 from apex_dagster.settings import Settings
 
-WAIT_S = 240.0  # seconds on an idle machine; a busy one may take long
+WAIT_S = 600.0  # seconds on an idle machine; on a busy one starting a run alone takes half a minute
 
 LAUNCH = """
 mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) { __typename
@@ -31,7 +31,8 @@ mutation ($run_id: String!, $policy: TerminateRunPolicy) {
         ... on TerminateRunFailure { message } ... on PythonError { message } } }
 """
 RUN = """
-query ($run_id: ID!) { runOrError(runId: $run_id) { ... on Run { status tags { key value }
+query ($run_id: ID!) { runOrError(runId: $run_id) { ... on Run { status parentRunId
+    tags { key value }
     eventConnection { events { __typename ... on MessageEvent { message } } } } } }
 """
 
@@ -47,7 +48,9 @@ class Dagster:
         """Return when the code location has loaded."""
         with self._its_environment():
             self._dev = self._stack.enter_context(dagster_dev(self._settings, ports.choose(None)))
-        self.dev.wait_ready(lambda state: None)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("apex_dagster.cli.dagster_dev.READY_TIMEOUT_S", WAIT_S)
+            self.dev.wait_ready(lambda state: None)
 
     def stop(self) -> None:
         """Also when it has ended by itself."""
@@ -95,6 +98,11 @@ class Dagster:
         tags = {tag["key"]: tag["value"] for tag in run["tags"]}
         events = run["eventConnection"]["events"]
         return run["status"], tags, [event.get("message") or "" for event in events]
+
+    def parent_of(self, run_id: str) -> str | None:
+        """The run that it was made by, where that is more than a tag."""
+        parent: str | None = self.ask(RUN, run_id=run_id)["runOrError"]["parentRunId"]
+        return parent
 
     def process_of(self, run_id: str) -> psutil.Process:
         """The process that executes the run's steps, whatever launcher started it."""

@@ -25,7 +25,7 @@ from apex_dagster_tests.e2e.dagster_process import WAIT_S, wait_until
 from apex_dagster_tests.e2e.gate import Hold
 from apex_dagster_tests.ingestion.probes import Probes
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("dagster dev"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("dagster dev"), pytest.mark.timeout(1800)]
 
 FINISHED = "Finished steps in process"
 
@@ -145,7 +145,10 @@ def test_the_process_of_a_run_that_is_told_to_end_undoes_its_saga(
     assert saga.error is not None
     assert saga.error["class"] == "cancelled"
     wait_until("the run ends", lambda: world.dagster.run(ending.run_id)[0] in run_statuses)
-    assert compensation_of(world, ending) == "SUCCESS"
+    compensation, status = compensation_of(world, ending)
+    assert status == "SUCCESS"
+    if name != "terminate_immediately":  # there the sensor may be faster
+        assert world.dagster.parent_of(compensation) == ending.run_id
 
 
 @pytest.mark.parametrize("name", ["sigkill", "sigkill_in_compensation"])
@@ -155,7 +158,9 @@ def test_what_a_killed_run_leaves_is_undone_by_a_run_that_a_sensor_asks_for(
     ending = endings[name]
     assert_undone(world, ending, wait_for_end(world, ending))
     assert world.dagster.run(ending.run_id)[0] in ("FAILURE", "CANCELED")
-    assert compensation_of(world, ending) == "SUCCESS"
+    compensation, status = compensation_of(world, ending)
+    assert status == "SUCCESS"
+    assert world.dagster.parent_of(compensation) is None
 
 
 def test_a_zombie_run_marked_as_cancelled_changes_nothing_when_it_wakes(
@@ -281,12 +286,15 @@ def assert_only_shows(world: World, ending: Ending, *, version: int) -> None:
     assert shown == {name: {ending.document_id: {version}} for name in world.app.stores}
 
 
-def compensation_of(world: World, ending: Ending) -> str:
-    """How the run ended that the UI links as the one that has undone this one."""
-    _, tags, _ = world.dagster.run(ending.run_id)
-    assert tags["saga/status"] == "compensated"
-    run_id = tags["saga/compensation_run"]
+def compensation_of(world: World, ending: Ending) -> tuple[str, str]:
+    """The run that the UI links as the one that has undone this one, and how it ended."""
+
+    def tags() -> Mapping[str, str]:
+        return world.dagster.run(ending.run_id)[1]
+
+    wait_until("the run says so", lambda: tags().get("saga/status") == "compensated")
+    run_id = tags()["saga/compensation_run"]
     wait_until("the undo ends", lambda: world.dagster.run(run_id)[0] in ("SUCCESS", "FAILURE"))
     status, its_tags, _ = world.dagster.run(run_id)
     assert its_tags["saga/compensates"]
-    return status
+    return run_id, status
