@@ -33,7 +33,8 @@ def main() -> None:
         if over.is_set():
             return
         try:
-            driven = drive(app, owner=f"chaos-driver:{os.getpid()}:{number}")
+            owner = f"chaos-driver:{os.getpid()}:{number}"
+            driven = 0 if app.admission.refusal() else drive(app, owner=owner)
         except ApexError as error:  # what it has claimed is left to recovery
             log.warning("batch_left", error=str(error))
             driven = 0

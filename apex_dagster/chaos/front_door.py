@@ -178,6 +178,10 @@ class _Slot:
                 continue
             if message is None or "gave_up" in message:
                 break
+            if "turned_away" in message:
+                for offer in self.batch.values():
+                    self._callers.turned_away(offer, message["turned_away"], for_good=False)
+                break
             [event] = message.keys() & {"opened", "ended"}
             for answer in message[event]:
                 self._callers.answered(self.batch[answer["document_id"]], event, answer)

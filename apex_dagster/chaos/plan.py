@@ -14,13 +14,12 @@ from apex_dagster.chaos.schedule import Disturbance, Target, schedule
 from apex_dagster.embedded.stack import ALL
 from apex_dagster.settings import Settings
 
-# Short leases, so that many sagas are taken over; the grace stays longer than a read. An undo goes
-# on for as long as any store of a run is down. What the environment says of these wins.
+# Short leases, so that many sagas are taken over; the grace stays longer than a read. What the
+# environment says of these wins.
 TIMINGS: Mapping[str, str] = {
     "APEX_LEASE_S": "5",
     "APEX_STEP_TIMEOUT_S": "8",
-    "APEX_UNDO_ATTEMPTS": "100",
-    "APEX_UNDO_TIMEOUT_S": "120",
+    "APEX_UNDO_TIMEOUT_S": "16",
     "APEX_GRACE_S": "5",
     "APEX_READ_TIMEOUT_S": "3",
     "APEX_SAGA_BOUND_S": "60",

@@ -14,6 +14,7 @@ from apex_dagster.composition import Application
 from apex_dagster.errors import ApexError
 from apex_dagster.logs import configure_logs
 from apex_dagster.saga import audit
+from apex_dagster.saga.breaker import POSTGRES
 
 log = structlog.get_logger(__name__)
 
@@ -38,10 +39,14 @@ def main() -> None:
 
 def tick(app: Application) -> None:
     """Take over expired leases, a few at a time while the tick may last; then sweep and anchor."""
+    refusal = app.admission.refusal()
+    if refusal and refusal.store == POSTGRES:
+        return
     owner, deadline = f"recovery:{time.time_ns()}", time.monotonic() + _TICK_S
     while time.monotonic() < deadline and app.ingestion.recovery.recover(owner=owner, limit=5):
         pass
-    app.ingestion.sweep(limit=100)
+    if not app.breakers.down():
+        app.ingestion.sweep(limit=100)
     audit.anchor(app.ledger, every_s=_ANCHOR_EVERY_S)
 
 

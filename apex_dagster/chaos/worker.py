@@ -4,7 +4,8 @@ them as it goes. `python -m apex_dagster.chaos.worker`
     <- {"batch": 7, "documents": [{"document_id", "name", "content"}, ...]}
     -> {"batch": 7, "opened": [{"document_id", "saga_id", "version", "arrival", "status"}, ...]}
     -> {"batch": 7, "ended": [...]}             the same, with the status that they ended in
-    -> {"batch": 7, "gave_up": "why"}           instead of either: a store is down
+    -> {"batch": 7, "turned_away": "why"}       instead of both: a store is down, nothing is opened
+    -> {"batch": 7, "gave_up": "why"}           instead of either: what was opened is for recovery
 """
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ def serve(app: Application, batch: Mapping[str, Any]) -> None:
     number = batch["batch"]
     # Not one name for the whole process: its next batch would renew what this one has left behind.
     owner = f"chaos-worker:{os.getpid()}:{number}"
+    try:
+        app.admission.check(len(batch["documents"]))
+    except ApexError as error:
+        say({"batch": number, "turned_away": str(error)})
+        return
     try:
         with app.engine.lease(owner):
             opened = app.ingestion.open(submissions(batch["documents"]), owner=owner)
