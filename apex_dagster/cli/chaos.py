@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import secrets
 import shutil
+import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import Literal
@@ -82,6 +84,8 @@ def chaos(
     from apex_dagster.embedded.stack import Stack
 
     configure_logs(level=logging.CRITICAL)
+    logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)  # each connection that it misses
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # stops the servers
     folder = _home(home)
     plan = Plan(
         seed=secrets.randbelow(_SEED_MAX) if seed is None else seed,
