@@ -45,16 +45,21 @@ class Processors:
 
     def __init__(self, pids: Mapping[str, int]) -> None:
         self._processes = {name: psutil.Process(pid) for name, pid in pids.items()}
-        self._processes["client"] = psutil.Process()
+        self._client = psutil.Process()
 
     def seconds(self) -> Mapping[str, float]:
         """By name, since each was started. A child that has ended takes its seconds along."""
-        return {name: _seconds(process) for name, process in self._processes.items()}
+        spent = {
+            name: _seconds([process, *process.children(recursive=True)])
+            for name, process in self._processes.items()
+        }
+        # Without its children: the servers may be among them, if it has started them.
+        return spent | {"client": _seconds([self._client])}
 
 
-def _seconds(process: psutil.Process) -> float:
+def _seconds(processes: list[psutil.Process]) -> float:
     total = 0.0
-    for each in [process, *process.children(recursive=True)]:
+    for each in processes:
         try:
             times = each.cpu_times()
         except psutil.NoSuchProcess:
