@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -22,8 +23,9 @@ from dagster_graphql.client.query import LAUNCH_PIPELINE_EXECUTION_MUTATION
 from dagster_graphql.test.utils import execute_dagster_graphql
 
 from apex_dagster.composition import Application
+from apex_dagster.defs.instance.dispatch import create_dispatched_run
 from apex_dagster.defs.origin import LOCATION, reconstructable_job, remote_job_origin
-from apex_dagster.errors import StoreRejected
+from apex_dagster.errors import StoreRejected, StoreUnavailable
 from apex_dagster.saga.states import ENDED, Status
 from apex_dagster_tests.applications import assert_whole, copies
 from apex_dagster_tests.defs.conftest import instance_over
@@ -287,6 +289,21 @@ def test_a_worker_killed_between_claim_and_run_leaves_no_saga_open(
     assert {s.status for s in now(dagster_app, opened)} == {Status.COMPLETED}
     for saga in opened:
         assert_whole(dagster_app, saga.document_id)
+
+
+def test_sagas_wait_on_while_a_store_is_down(
+    dagster_app: Application, instance: dg.DagsterInstance, unique: str
+) -> None:
+    """Claimed, they could only hold up a worker, or be undone."""
+    saga = open_pending(dagster_app, unique)
+    run_ids = [str(uuid.uuid4()) for _ in range(2)]
+    dagster_app.breakers.note("neo4j", StoreUnavailable("neo4j", "a test says so"))
+    assert not create_dispatched_run(instance, dagster_app, run_id=run_ids[0], pool_id="test")
+    assert now(dagster_app, [saga])[0].status is Status.PENDING
+    assert instance.get_run_by_id(run_ids[0]) is None
+    assert dagster_app.breakers.probe(at_once=True) == ["neo4j"]
+    assert create_dispatched_run(instance, dagster_app, run_id=run_ids[1], pool_id="test")
+    assert now(dagster_app, [saga])[0].run_id == run_ids[1]
 
 
 def launch(instance: dg.DagsterInstance, path: Path) -> str:

@@ -24,8 +24,11 @@ def create_dispatched_run(
 ) -> bool:
     """Claim the oldest waiting sagas and make the run that is to drive them; False for none.
 
-    Whoever dies between the two leaves leases that run out, and recovery finishes the sagas.
+    While a store is down they wait on. Whoever dies between the two leaves leases that run out, and
+    recovery finishes the sagas.
     """
+    if app.admission.refusal():
+        return False
     batch = claim_pending(
         app.ledger,
         owner=owner_of(run_id),
