@@ -13,6 +13,7 @@ from apex_dagster.composition import Application
 from apex_dagster.definitions import defs
 from apex_dagster.defs import sensors
 from apex_dagster.defs.resources import resources_from_environment
+from apex_dagster.errors import StoreUnavailable
 from apex_dagster.saga.failpoints import SimulatedCrash, armed
 from apex_dagster.saga.states import Status
 from apex_dagster_tests.applications import assert_whole
@@ -25,6 +26,7 @@ class Ticks:
     def __init__(self, instance: dg.DagsterInstance, job: ReconstructableJob) -> None:
         self._instance, self._job, self._cursor = instance, job, None
         self.keys: set[str] = set()
+        self.skipped = ""  # the reason, of the last tick
 
     def tick(self) -> list[dg.RunRequest]:
         """One evaluation; requests whose key was seen before are dropped, as Dagster does."""
@@ -36,7 +38,7 @@ class Ticks:
         )
         with context:
             result = defs.get_sensor_def("inbox_sensor").evaluate_tick(context)
-        self._cursor = result.cursor
+        self._cursor, self.skipped = result.cursor, result.skip_message or ""
         fresh = [r for r in result.run_requests or [] if r.run_key not in self.keys]
         self.keys |= {request.run_key for request in fresh if request.run_key}
         return fresh
@@ -186,6 +188,70 @@ def test_a_file_that_never_works_is_given_up_with_its_reason(
     assert not path.exists()
     reason = dagster_app.inbox.folder / "quarantine" / f"{path.name}.reason.json"
     assert "5 runs" in reason.read_text()
+
+
+def take_down(app: Application, store: str) -> None:
+    """As another process found it; nobody is to look again for an hour."""
+    app.breakers.note(store, StoreUnavailable(store, "connection refused"))
+    with app.ledger.transaction() as tx:
+        tx.execute("UPDATE apex.breaker SET next_probe_at = now() + interval '1 hour'")
+
+
+def bring_back(app: Application) -> None:
+    assert app.breakers.probe(at_once=True)
+
+
+def test_while_a_store_is_down_files_wait_and_no_attempt_is_counted(
+    dagster_app: Application, ticks: Ticks, unique: str
+) -> None:
+    path = drop(dagster_app, unique)
+    ticks.tick()
+    take_down(dagster_app, "neo4j")
+    for _ in range(dagster_app.settings.file_attempts + 2):
+        assert ticks.tick() == []
+        assert "neo4j is unavailable, retry after" in ticks.skipped
+    bring_back(dagster_app)
+    [request] = ticks.tick()
+    assert ticks.run(request).success
+    assert not path.exists()
+    assert_whole(dagster_app, unique)
+
+
+def test_a_run_that_meets_a_store_down_takes_nothing_in_and_is_no_attempt(
+    dagster_app: Application, ticks: Ticks, instance: dg.DagsterInstance, unique: str
+) -> None:
+    drop(dagster_app, unique)
+    ticks.tick()
+    for _ in range(dagster_app.settings.file_attempts + 2):
+        [request] = ticks.tick()
+        take_down(dagster_app, "qdrant")
+        refused = ticks.run(request)
+        assert not refused.success
+        assert instance.get_run_by_id(refused.run_id).tags["saga/refused"] == "qdrant"
+        assert dagster_app.ledger.list_sagas(document_id=unique) == []
+        bring_back(dagster_app)
+    [request] = ticks.tick()
+    assert ticks.run(request).success
+    assert_whole(dagster_app, unique)
+
+
+def test_after_a_store_is_back_files_are_let_in_a_few_at_first(
+    dagster_app: Application, ticks: Ticks, unique: str
+) -> None:
+    for index in range(15):
+        drop(dagster_app, f"{unique}-{index}")
+    ticks.tick()
+    take_down(dagster_app, "redis")
+    bring_back(dagster_app)
+    with dagster_app.ledger.transaction() as tx:  # it was closed this very moment, and 6 came in
+        tx.execute("UPDATE apex.breaker SET closed_at = now() + interval '1 hour', admitted = 6")
+    asked = sum(len(r.run_config["ops"]["extract"]["config"]["paths"]) for r in ticks.tick())
+    assert asked < 15
+    with dagster_app.ledger.transaction() as tx:
+        tx.execute("UPDATE apex.breaker SET closed_at = now() - interval '1 hour'")
+    time.sleep(1.1)  # what a process has seen of the breakers may be a second old
+    asked += sum(len(r.run_config["ops"]["extract"]["config"]["paths"]) for r in ticks.tick())
+    assert asked == 15
 
 
 def test_the_recovery_sensor_finishes_what_a_dead_owner_left(
