@@ -106,11 +106,15 @@ class Dagster:
 
     def process_of(self, run_id: str) -> psutil.Process:
         """The process that executes the run's steps, whatever launcher started it."""
-        status, _, messages = self.run(run_id)
-        for message in messages:
-            if found := re.search(r"Executing steps in process \(pid: (\d+)\)", message):
-                return psutil.Process(int(found[1]))
-        raise AssertionError(f"run {run_id} is {status} and names no process: {messages}")
+        found: list[str] = []
+
+        def named() -> bool:  # a moment later, as a worker writes minor events in batches
+            messages = "\n".join(self.run(run_id)[2])
+            found[:] = re.findall(r"Executing steps in process \(pid: (\d+)\)", messages)
+            return bool(found)
+
+        wait_until(f"run {run_id} names its process", named)
+        return psutil.Process(int(found[0]))
 
     def daemon(self) -> psutil.Process:
         """The daemon of this `dagster dev`."""
