@@ -1,5 +1,5 @@
-"""`dagster dev` and the pool of warm workers as children: started, watched until our code location
-has loaded, stopped."""
+"""`dagster dev`, the pool of warm workers and the HTTP API as children: started, watched until our
+code location has loaded, stopped."""
 
 from __future__ import annotations
 
@@ -43,10 +43,12 @@ LOCATIONS = """
 
 
 class DagsterDev:
-    """Webserver, daemon and code server of one APEX_HOME, all in one process group."""
+    """Webserver, daemon and code server of one APEX_HOME, all in one process group; beside them
+    the API, at `api_url`."""
 
     def __init__(self, settings: Settings, port: int, process: subprocess.Popen[bytes]) -> None:
         self.url = f"http://{ports.LOOPBACK}:{port}"
+        self.api_url = ""  # set when the API has been started beside it
         self.log = log_path(settings)
         self._process = process
 
@@ -117,10 +119,12 @@ def dagster_dev(settings: Settings, port: int | None) -> Iterator[DagsterDev]:
         dagster = start(settings, chosen, lock)
         lock.write(dagster.url)
         lock.flush()
+        dagster.api_url, api = start_api(settings, lock)
         pool = start_pool(settings, lock) if settings.workers else None
         try:
             yield dagster
         finally:
+            release(api)  # first, so that it takes in nothing that would have to wait
             dagster.stop()
             if pool is not None:
                 release(pool)
@@ -136,6 +140,14 @@ def start_pool(settings: Settings, lock: IO[str]) -> subprocess.Popen[bytes]:
     """Warm workers; runs that are launched before they are ready get processes of their own. It
     ends at once when `apex worker` runs already for this APEX_HOME, whose workers serve as well."""
     return tethered(POOL_COMMAND, settings, settings.home / "pool.log", lock)
+
+
+def start_api(settings: Settings, lock: IO[str]) -> tuple[str, subprocess.Popen[bytes]]:
+    """POST /documents/ingest, on APEX_API_PORT or a free port."""
+    port = ports.choose(settings.api_port)
+    command = [sys.executable, "-m", "apex_dagster.cli.main", "api", "--port", str(port)]
+    process = tethered(command, settings, settings.home / "api.log", lock)
+    return f"http://{ports.LOOPBACK}:{port}", process
 
 
 def tethered(

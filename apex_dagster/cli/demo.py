@@ -81,6 +81,7 @@ def demo(ctx: click.Context, exit_: bool, port: int | None, timeout_s: float) ->
                 print_places(terminal, settings)
                 staying = not exit_  # from here on Ctrl-C is how one leaves
                 terminal.print(f"\n[bold]Dagster UI[/]  {dagster.url}", soft_wrap=True)
+                terminal.print(f"[bold]HTTP API[/]    {dagster.api_url}/docs", soft_wrap=True)
                 if staying:
                     stay(terminal, dagster)
     except KeyboardInterrupt:

@@ -118,7 +118,7 @@ def test_the_sample_corpus_ends_in_all_four_stores_and_nothing_doubles(home):
     with subprocess.Popen(
         command, env=environment, cwd=home, stdout=subprocess.PIPE, text=True
     ) as staying:
-        address = wait_for_address(staying)
+        address = wait_for_line(staying, r"Dagster UI\s+(http://\S+)")
         with urllib.request.urlopen(f"{address}/server_info", timeout=10) as answer:
             assert json.load(answer)["dagster_version"]
         counts = without_durations(documents)
@@ -135,7 +135,9 @@ def test_the_sample_corpus_ends_in_all_four_stores_and_nothing_doubles(home):
 
 @pytest.mark.e2e
 @pytest.mark.timeout(600)
-def test_a_signal_stops_dagster_and_leaves_the_stores(app, dagster_database):
+def test_it_serves_the_api_until_a_signal_stops_it_and_leaves_the_stores(
+    app, dagster_database, unique
+):
     environment = clean_environment() | environment_of(
         app.endpoints, app.settings, app.settings.home
     )
@@ -149,11 +151,15 @@ def test_a_signal_stops_dagster_and_leaves_the_stores(app, dagster_database):
         stderr=subprocess.PIPE,
         text=True,
     ) as staying:
-        wait_for_address(staying)
+        wait_for_line(staying, r"Dagster UI\s+(http://\S+)")
+        api = wait_for_line(staying, r"HTTP API\s+(http://\S+)/docs")
+        answer = post(f"{api}/documents/ingest", {"document_id": unique, "text": "Ada met Bob."})
         staying.send_signal(signal.SIGTERM)
         _, errors = staying.communicate(timeout=120)
     assert staying.returncode == 0, errors
     assert "apex down" in errors
+    assert (answer["status"], answer["version"]) == ("success", 1)
+    assert app.ledger.sagas([answer["saga_id"]])[0].run_id  # by a run of Dagster
     assert dagster_processes(app.settings.home) == []
     for store in app.stores.values():
         store.ping()
@@ -199,14 +205,23 @@ def without_durations(documents: list[dict]) -> list[dict]:
     return [{k: v for k, v in d.items() if k != "duration_ms"} for d in documents]
 
 
-def wait_for_address(process: subprocess.Popen) -> str:
-    """The UI's address, which it prints last."""
+def wait_for_line(process: subprocess.Popen, pattern: str) -> str:
+    """What the group of the pattern is, in the next line that has it."""
     seen = []
     for line in process.stdout:
         seen.append(line)
-        if found := re.search(r"Dagster UI\s+(http://\S+)", line):
+        if found := re.search(pattern, line):
             return found[1]
     raise AssertionError("".join(seen))
+
+
+def post(url: str, body: dict) -> dict:
+    """The answer to a document; raises for any status but 200."""
+    request = urllib.request.Request(
+        url, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=150) as response:
+        return json.load(response)
 
 
 def dagster_processes(home: Path) -> list[psutil.Process]:
