@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.runs.schema import RunTagsTable
 from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
 
@@ -133,3 +134,20 @@ def outcome_table(sagas: Sequence[Saga], notes: Mapping[SagaId, str]) -> dg.Tabl
 def reason_of(saga: Saga) -> str:
     """Why it did not complete; empty when it did."""
     return str(saga.error["message"]) if saga.error else ""
+
+
+def end_runs_within(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    """Mark as failed the compensation runs that were executed in a run's process and have died with
+    it: nobody else watches them. That makes `failed_run_sensor` look after them in turn."""
+    for compensation in unfinished_compensations(instance, run):
+        if compensation.parent_run_id == run.run_id:
+            instance.report_run_failed(
+                compensation, f"The process of run {run.run_id}, which executed it, has ended."
+            )
+
+
+def unfinished_compensations(
+    instance: dg.DagsterInstance, run: dg.DagsterRun
+) -> list[dg.DagsterRun]:
+    tags = {COMPENSATES_TAG: run.run_id}
+    return list(instance.get_runs(dg.RunsFilter(tags=tags, statuses=NOT_FINISHED_STATUSES)))

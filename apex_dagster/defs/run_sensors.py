@@ -10,12 +10,18 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import dagster as dg
-from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 from apex_dagster.defs.compensation import FIRST_OP, CompensateConfig, run_config
 from apex_dagster.defs.jobs import compensate_documents, ingest_documents
 from apex_dagster.defs.resources import SagasResource
-from apex_dagster.defs.run import COMPENSATES_TAG, ID_TAG, STATUS_TAG, owner_of
+from apex_dagster.defs.run import (
+    COMPENSATES_TAG,
+    ID_TAG,
+    STATUS_TAG,
+    end_runs_within,
+    owner_of,
+    unfinished_compensations,
+)
 from apex_dagster.saga.states import OPEN
 
 ATTEMPT_TAG = "saga/compensation_attempt"
@@ -35,7 +41,7 @@ def failed_run_sensor(
     context: dg.RunFailureSensorContext, sagas: SagasResource
 ) -> dg.RunRequest | dg.SkipReason:
     """Undo, rather than go on: Dagster and the user have seen the run fail."""
-    _end_runs_within(context.instance, context.dagster_run)
+    end_runs_within(context.instance, context.dagster_run)
     return _request_undo(
         context,
         sagas,
@@ -116,24 +122,7 @@ def _end_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> float | None:
 def _is_requested(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     """Whether a run that a sensor requested for it is under way: both sensors may see a run that
     was marked as cancelled, and failed after that."""
-    return any(other.parent_run_id is None for other in _unfinished_compensations(instance, run))
-
-
-def _end_runs_within(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
-    """Mark as failed the compensation runs that were executed in the failed run's process and have
-    died with it: nobody else watches them. That makes this sensor look after them in turn."""
-    for compensation in _unfinished_compensations(instance, run):
-        if compensation.parent_run_id == run.run_id:
-            instance.report_run_failed(
-                compensation, f"The process of run {run.run_id}, which executed it, has ended."
-            )
-
-
-def _unfinished_compensations(
-    instance: dg.DagsterInstance, run: dg.DagsterRun
-) -> list[dg.DagsterRun]:
-    tags = {COMPENSATES_TAG: run.run_id}
-    return list(instance.get_runs(dg.RunsFilter(tags=tags, statuses=NOT_FINISHED_STATUSES)))
+    return any(other.parent_run_id is None for other in unfinished_compensations(instance, run))
 
 
 def _config_of(run: dg.DagsterRun) -> Mapping[str, Any]:

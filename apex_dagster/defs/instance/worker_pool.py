@@ -17,6 +17,7 @@ import structlog
 
 from apex_dagster.defs.instance.pool_protocol import POOL_TAG
 from apex_dagster.defs.instance.worker_process import WorkerProcess
+from apex_dagster.defs.run import end_runs_within
 from apex_dagster.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -184,7 +185,10 @@ class Pool:
         """At once, so that nobody has to find out: sensors on failed runs undo what it left."""
         try:
             run = self._instance.get_run_by_id(run_id)
-            if run is None or run.is_finished:
+            if run is None:
+                return
+            end_runs_within(self._instance, run)
+            if run.is_finished:
                 return
             message = f"Worker process {pid} {reason}" if pid else reason
             if run.status is dg.DagsterRunStatus.CANCELING:
