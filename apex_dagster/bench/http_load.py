@@ -1,0 +1,90 @@
+"""`POST /documents/ingest` under load: fixed arrival rates, saturation, killed workers."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import psutil
+
+from apex_dagster.bench.open_loop import Load, arrivals, saturated
+from apex_dagster.bench.service import Service
+
+RATES_PER_S = (10, 50)
+CLIENTS = 256  # of the saturated load: four full runs of documents
+# Neo4j plans its queries and its JVM compiles them; Dagster and the workers load what they need.
+WARM_UP_S = 20.0
+KILL_AFTER_S = 3.0
+
+
+def measure_rates(
+    running: Service,
+    bodies: Iterator[bytes],
+    *,
+    seconds: float,
+    runs: int,
+    seed: int,
+    on_load: Callable[[str], None] = lambda name: None,
+) -> dict[str, dict[str, Any]]:
+    """Every load `runs` times, in turn. By load: each run's figures, their medians, all answers."""
+    url = f"{running.url}/documents/ingest"
+    on_load("warm-up")
+    saturated(url, bodies, clients=32, seconds=min(WARM_UP_S, seconds))
+    loads: dict[str, list[Load]] = {}
+    for run in range(runs):
+        for rate in RATES_PER_S:
+            name = f"at_{rate}_per_s"
+            on_load(name)
+            load = arrivals(url, bodies, rate_per_s=rate, seconds=seconds, seed=seed + run)
+            loads.setdefault(name, []).append(load)
+        on_load("saturated")
+        load = saturated(url, bodies, clients=CLIENTS, seconds=seconds)
+        loads.setdefault("saturated", []).append(load)
+    return {name: combined(some) for name, some in loads.items()}
+
+
+def measure_recovery(running: Service, bodies: Iterator[bytes]) -> dict[str, Any]:
+    """Kill -9 every worker under load: how long until documents are answered again, and what became
+    of those that were under way."""
+    url = f"{running.url}/documents/ingest"
+    killed_at: list[float] = []
+
+    def kill(_: Iterator[bytes]) -> Iterator[bytes]:
+        begun = time.perf_counter()
+        for body in bodies:
+            if not killed_at and time.perf_counter() - begun > KILL_AFTER_S:
+                killed_at.append(time.perf_counter())
+                for process in running.worker_processes():
+                    _kill(process)
+            yield body
+
+    load = saturated(url, kill(bodies), clients=64, seconds=KILL_AFTER_S + 10)
+    return {
+        "longest_answer_s": max(load.latencies_s, default=None),
+        "statuses": load.statuses,
+        "documents_per_s": load.succeeded / load.seconds,
+    }
+
+
+def combined(loads: Sequence[Load]) -> dict[str, Any]:
+    """Each run's figures, the median of each figure, and how all requests were answered."""
+    summaries = [load.summary() for load in loads]
+    statuses: Counter[str] = Counter()
+    for load in loads:
+        statuses.update(load.statuses)
+    return {"median": _medians(summaries), "runs": summaries, "statuses": dict(statuses)}
+
+
+def _medians(summaries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    names = [name for name, value in summaries[0].items() if isinstance(value, int | float)]
+    return {name: statistics.median(s[name] for s in summaries) for name in names}
+
+
+def _kill(process: psutil.Process) -> None:
+    try:
+        process.kill()
+    except psutil.NoSuchProcess:
+        return

@@ -1,0 +1,137 @@
+"""Everything that `apex bench` measures, in order, on stores of its own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from apex_dagster.bench import http_load
+from apex_dagster.bench.bodies import numbered, templates
+from apex_dagster.bench.corpus import Corpus, Shape
+from apex_dagster.bench.pairs import run_pairs
+from apex_dagster.bench.peers import lightrag_peer
+from apex_dagster.bench.raw_writes import RawWrites
+from apex_dagster.bench.saga_writes import SagaWrites
+from apex_dagster.bench.service import service
+from apex_dagster.bench.stopwatch import Processors
+from apex_dagster.embedded.stack import Stack, endpoints
+from apex_dagster.settings import Endpoints, Settings
+
+TEMPLATES = 500  # bodies of 60 kB each; entities recur as in a corpus of so many documents
+BATCHES_OF = (1, 10, 50, 200)  # documents
+BATCH_OF_THE_RATIO = 50
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """How much is measured."""
+
+    runs: int  # of each load; figures are their medians
+    seconds: float  # of each load
+    pairs: int  # of batches, with and without saga
+    peer_documents: int
+    batches_of: tuple[int, ...] = BATCHES_OF
+
+
+FULL = Extent(runs=3, seconds=180.0, pairs=30, peer_documents=300)
+QUICK = Extent(runs=1, seconds=5.0, pairs=5, peer_documents=30, batches_of=(BATCH_OF_THE_RATIO,))
+
+
+def run_suite(
+    settings: Settings, extent: Extent, *, seed: int, peer: str | None, say: Say
+) -> dict[str, Any]:
+    """All figures; `summary` has those that are compared from version to version."""
+    servers = endpoints(settings)
+    results: dict[str, Any] = {"environment": _environment(extent, seed)}
+    results["writes"] = {
+        str(documents): _writes(settings, servers, extent, documents, seed=seed, say=say)
+        for documents in extent.batches_of
+    }
+    corpus = Corpus(seed=seed, shape=_shape(settings), prefix="http")
+    bodies = numbered(templates(corpus, TEMPLATES), f"http-{secrets.token_hex(4)}")
+    with service(settings, settings.home) as running:
+        results["http"] = http_load.measure_rates(
+            running, bodies, seconds=extent.seconds, runs=extent.runs, seed=seed, on_load=say
+        )
+        say("recovery from kill -9 of all workers")
+        results["memory_mb"] = running.memory_mb()
+        results["recovery"] = http_load.measure_recovery(running, bodies)
+    if peer:
+        say(peer)
+        documents = list(itertools.islice(corpus, extent.peer_documents))
+        results["peer"] = lightrag_peer.measure(settings.home / "peers", servers, documents)
+    results["summary"] = _summary(results)
+    return results
+
+
+def _writes(
+    settings: Settings, servers: Endpoints, extent: Extent, documents: int, *, seed: int, say: Say
+) -> dict[str, Any]:
+    say(f"raw writes and sagas, {documents} documents a batch")
+    pids = {s.name: s.pid for s in Stack(settings.home).status() if s.up and s.pid is not None}
+    token = secrets.token_hex(4)
+    saga = SagaWrites(settings, servers)
+    raw = RawWrites(servers, name=f"bench_{token}", embedding_dim=settings.embedding_dim)
+    raw.prepare()
+    try:
+        return run_pairs(
+            Corpus(seed=seed, shape=_shape(settings), prefix=token),
+            raw=raw,
+            saga=saga,
+            processors=Processors(pids),
+            batch_documents=documents,
+            pairs=extent.pairs,
+        )
+    finally:
+        raw.drop()
+        saga.close()
+
+
+def _shape(settings: Settings) -> Shape:
+    return Shape(embedding_dim=settings.embedding_dim)
+
+
+def _environment(extent: Extent, seed: int) -> dict[str, Any]:
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpus": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "runs": extent.runs,
+        "seconds": extent.seconds,
+        "seed": seed,
+    }
+
+
+def _summary(results: Mapping[str, Any]) -> dict[str, float]:
+    http, writes = results["http"], results["writes"][str(BATCH_OF_THE_RATIO)]
+    saturated = http["saturated"]["median"]["documents_per_s"]
+    summary = {
+        "api_p90_s_at_10_per_s": http["at_10_per_s"]["median"]["p90_s"],
+        "api_p90_s_at_50_per_s": http["at_50_per_s"]["median"]["p90_s"],
+        "saturated_documents_per_s": saturated,
+        "ratio_to_raw_writes": writes["summary"]["ratio_to_raw_writes"],
+    }
+    if peer := results.get("peer"):
+        summary["ratio_to_lightrag"] = saturated / peer["documents_per_s"]
+    return summary
+
+
+def save(results: Mapping[str, Any], json_file: Path) -> Path:
+    """Write the figures, and the page beside them; returns where the page is."""
+    from apex_dagster.bench.report import save_html, save_json
+
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    page = json_file.with_suffix(".html")
+    save_json(results, json_file)
+    save_html(results, page)
+    return page
