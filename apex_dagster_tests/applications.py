@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from apex_dagster.settings import Endpoints, Settings
 
 if TYPE_CHECKING:  # costs seconds, and every worker of every test run loads this module
     from apex_dagster.composition import Application
+    from apex_dagster.saga.saga import Saga
 
 configure_logs()
 
@@ -98,3 +100,15 @@ def version_ref(document_id: str, version: int, saga_id: str) -> VersionRef:
 def _last_version(app: Application, document_id: str) -> int:
     versions = [saga.version for saga in app.ledger.list_sagas(document_id=document_id)]
     return max(versions, default=0)
+
+
+def recovered(app: Application, saga_id: str) -> Saga:
+    """The saga once recovery has ended it, which is nobody's doing but its own."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        app.ingestion.recovery.recover(owner=f"recovery-{time.monotonic_ns()}")
+        [saga] = app.ledger.sagas([saga_id])
+        if saga.is_over:
+            return saga
+        time.sleep(0.05)
+    raise AssertionError(f"{saga_id} was not recovered: {saga}")

@@ -104,7 +104,7 @@ def test_an_unforeseen_error_is_not_shown(client, driver, app, unique):
 
 
 def test_an_undo_that_fails_says_that_an_operator_is_needed(client, driver, app, unique):
-    with armed("started:redis_write=reject;undoing:qdrant_write=unavailable"):
+    with armed("started:redis_write=reject;undoing:qdrant_write=reject"):
         body = problem(post(client, body_of(unique)), 500, "not-undone")
     assert "operator" in body["detail"]
     assert app.ledger.sagas([body["saga_id"]])[0].status == "failed"

@@ -385,7 +385,8 @@ def in_step(app: Application, run_id: str, step: str) -> bool:
     """Whether the store of the step holds something of the run."""
     refs = [s.ref for s in app.ledger.sagas_of_run(run_id) if s.current_step == step]
     store = app.stores[step.removesuffix("_write")]
-    with contextlib.suppress(StoreRejected):  # the very first write is creating the collection
+    # While the very first write creates the collection.
+    with contextlib.suppress(StoreRejected, StoreUnavailable):
         return bool(refs) and any(store.holdings(refs).values())
     return False
 

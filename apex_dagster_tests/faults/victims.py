@@ -87,8 +87,10 @@ class Owner:
 
     @property
     def is_paused(self) -> bool:
-        """Whether it stands still itself, rather than one of its calls."""
-        return self._thread.ident in parked()
+        """Whether it stands still itself, or where it publishes to one store beside the others,
+        rather than one of its calls."""
+        still = [thread for thread in threading.enumerate() if thread.ident in parked()]
+        return any(not thread.name.startswith("call-") for thread in still)
 
     def land(self) -> None:
         """What was held up happens now, to the end."""

@@ -13,10 +13,15 @@ from qdrant_client import QdrantClient, models
 from apex_dagster.composition import Application
 from apex_dagster.saga.bound import overdue_count, recovery_times
 from apex_dagster.saga.failpoints import armed
-from apex_dagster.saga.saga import Saga
 from apex_dagster.saga.states import STEP_STARTED, Status
 from apex_dagster.settings import Endpoints
-from apex_dagster_tests.applications import BuildApplication, assert_whole, copies, events
+from apex_dagster_tests.applications import (
+    BuildApplication,
+    assert_whole,
+    copies,
+    events,
+    recovered,
+)
 from apex_dagster_tests.conftest import PrivateServerFactory
 from apex_dagster_tests.documents import DIM, submission, submissions
 from apex_dagster_tests.servers import FIELDS, PrivateServer
@@ -36,18 +41,6 @@ def down(server: PrivateServer, outage: str) -> Iterator[None]:
         yield
     finally:
         (server.thaw if outage == "frozen" else server.start)()
-
-
-def recovered(app: Application, saga_id: str) -> Saga:
-    """The saga once recovery has ended it, which is nobody's doing but its own."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        app.ingestion.recovery.recover(owner=f"recovery-{time.monotonic_ns()}")
-        [saga] = app.ledger.sagas([saga_id])
-        if saga.is_over:
-            return saga
-        time.sleep(0.05)
-    raise AssertionError(f"{saga_id} was not recovered: {saga}")
 
 
 def undos(app: Application, saga_id: str) -> list[str | None]:

@@ -17,7 +17,7 @@ from apex_dagster.saga.opening import (
     waiting_restarts,
 )
 from apex_dagster.saga.saga import Failure, Saga
-from apex_dagster.saga.states import MOVES, Status
+from apex_dagster.saga.states import MOVES, STEP_STARTED, Status
 from apex_dagster_tests.simulation.twin_ledgers import LEASE_S, TwinLedgers
 
 _STEPS = ("neo4j_write", "qdrant_write")
@@ -182,7 +182,7 @@ class LedgerPlayer:
         # A version that becomes live beside the pivot is nothing that may happen.
         move = self._draw.choice([m for m in MOVES if m.target is not Status.COMPLETED])
         sagas, step = self._some(), self._draw.choice((None, *_STEPS))
-        if move.records in ("completed_step", "undone_step"):
+        if move is STEP_STARTED or move.records in ("completed_step", "undone_step"):
             step = step or _STEPS[0]
         owner = self._draw.choice((None, *_OWNERS))
         self._both(
