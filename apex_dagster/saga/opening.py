@@ -5,10 +5,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 from psycopg.errors import UniqueViolation
-from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
 from apex_dagster.errors import StoreConflict
@@ -51,7 +49,7 @@ class Opened:
     """What an opening led to."""
 
     saga: Saga
-    # "opened": a new saga. "joined": the same content is under way in an open saga.
+    # "opened": a new saga. "joined": the same content is under way, in the last saga to arrive.
     # "unchanged": the same content is live already, so `saga` is the one that made it live.
     # "repeated": its idempotency key was used before, with the same body, and that is its saga.
     disposition: str
@@ -94,7 +92,7 @@ def _open_sagas(
 ) -> list[Opened | Refused]:
     document_ids = sorted({opening.document_id for opening in openings})
     with ledger.transaction() as tx:
-        pointers, rivals = _lock_documents(tx, document_ids)
+        documents = _lock_documents(tx, document_ids)
         # After the locks: the same body twice is the same document twice, so it is seen here.
         earlier = earlier_submissions(tx, [(o.client, o.idempotency_key) for o in openings])
         fresh: dict[str, _NewSaga] = {}
@@ -102,10 +100,10 @@ def _open_sagas(
         for opening in openings:
             document_id = opening.document_id
             before = earlier.get((opening.client, opening.idempotency_key))
-            known = _known(tx, opening, pointers[document_id], rivals.get(document_id, []), before)
+            known = _known(tx, opening, documents[document_id], before)
             if known is None:
                 predecessor = before.saga if before else None
-                new = _NewSaga.of(document_id, opening, pointers[document_id], predecessor)
+                new = _NewSaga.of(documents[document_id], opening, predecessor)
                 if fresh.setdefault(document_id, new).content_hash != opening.content_hash:
                     raise ValueError("a batch opens at most one saga of a document")
             outcomes.append(known)
@@ -128,11 +126,7 @@ def _opened(saga: Saga, new: _NewSaga, opening: Opening) -> Opened:
 
 
 def _known(
-    tx: Transaction,
-    opening: Opening,
-    pointer: DictRow,
-    rivals: Sequence[Saga],
-    before: Earlier | None,
+    tx: Transaction, opening: Opening, document: _LockedDocument, before: Earlier | None
 ) -> Opened | Refused | None:
     """What an opening leads to without a new saga; None if it needs one."""
     if before is not None:
@@ -140,8 +134,8 @@ def _known(
             return Refused(reason="key_reused")
         if not before.may_try_again:
             return Opened(saga=before.saga, disposition="repeated", answer=before.answer)
-    known = _known_saga(opening.content_hash, pointer, rivals)
-    live_version = pointer["live_version"] or 0
+    known = document.saga_with(opening.content_hash)
+    live_version = document.live_version or 0
     if isinstance(known, str):
         saga = _sagas(tx, "saga_by_id", saga_id=known)[0]
         return Opened(saga=saga, disposition="unchanged")
@@ -245,8 +239,7 @@ def _open_successors(
     run_id: str | None,
     same_arrival: bool,
 ) -> list[Saga]:
-    document_ids = sorted({saga.document_id for saga in sagas})
-    pointers, rivals = _lock_documents(tx, document_ids)
+    documents = _lock_documents(tx, sorted({saga.document_id for saga in sagas}))
     ids = [saga.saga_id for saga in sagas]
     existing = _sagas(tx, "successors", saga_ids=ids, run_id=run_id)
     taken = {saga.predecessor_saga_id for saga in existing}
@@ -254,17 +247,12 @@ def _open_successors(
         saga
         for saga in sagas
         if saga.saga_id not in taken
-        and not _known_saga(
-            saga.content_hash,
-            pointers[saga.document_id],
-            rivals.get(saga.document_id, []),
-        )
+        and not documents[saga.document_id].saga_with(saga.content_hash)
     ]
     new = [
         _NewSaga.of(
-            saga.document_id,
+            documents[saga.document_id],
             None,
-            pointers[saga.document_id],
             predecessor=saga,
             arrival=saga.arrival if same_arrival else None,
         )
@@ -282,17 +270,48 @@ def _open_successors(
     return [*existing, *inserted]
 
 
-def _lock_documents(
-    tx: Transaction, document_ids: list[str]
-) -> tuple[dict[str, DictRow], dict[str, list[Saga]]]:
-    """Pointers and open sagas of the documents, whose rows stay locked until the end."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _LockedDocument:
+    """What decides whether a document needs a new saga; its row is locked until the end."""
+
+    document_id: str
+    last_version: int
+    live_version: int | None
+    live_saga_id: SagaId | None
+    live_content_hash: str | None
+    under_way: bool  # any of its sagas is open
+    last: Saga | None  # of all its sagas the last to arrive, if that is open
+
+    def saga_with(self, content_hash: str) -> Saga | SagaId | None:
+        """The open saga to join, the id of the saga that made this content live, or None.
+
+        A, then B, then A again has to end with A. So an older saga with this content is not
+        joined: B, though it may have ended, came after it. And while anything is under way,
+        equality with the live version proves nothing.
+        """
+        if self.last and self.last.content_hash == content_hash:
+            return self.last
+        if not self.under_way and self.live_content_hash == content_hash:
+            return self.live_saga_id
+        return None
+
+
+def _lock_documents(tx: Transaction, document_ids: list[str]) -> dict[str, _LockedDocument]:
     values = {"document_ids": document_ids}
     tx.execute(_SQL["ensure_documents"], values)
-    rows = tx.execute(_SQL["lock_documents"], values).fetchall()
-    rivals: dict[str, list[Saga]] = {}
-    for saga in _sagas(tx, "open_sagas_of_documents", **values):
-        rivals.setdefault(saga.document_id, []).append(saga)
-    return {row["document_id"]: row for row in rows}, rivals
+    documents = tx.execute(_SQL["lock_documents"], values).fetchall()
+    # After the locks, so that an opening committed meanwhile is seen.
+    rivals = tx.execute(_SQL["open_sagas_of_documents"], values).fetchall()
+    under_way = {row["document_id"] for row in rivals}
+    last = {row["document_id"]: saga_of(row) for row in rivals if row["is_last"]}
+    return {
+        row["document_id"]: _LockedDocument(
+            **row,
+            under_way=row["document_id"] in under_way,
+            last=last.get(row["document_id"]),
+        )
+        for row in documents
+    }
 
 
 def _insert_sagas(
@@ -340,39 +359,24 @@ class _NewSaga:
     @classmethod
     def of(
         cls,
-        document_id: str,
+        document: _LockedDocument,
         opening: Opening | None,
-        pointer: DictRow,
         predecessor: Saga | None = None,
         arrival: int | None = None,
     ) -> _NewSaga:
         source = opening or predecessor
         assert source is not None
         return cls(
-            saga_id=SagaId(f"ingest_{document_id}_{secrets.token_hex(8)}"),
-            document_id=document_id,
-            version=pointer["last_version"] + 1,
-            expected_version=pointer["live_version"],
+            saga_id=SagaId(f"ingest_{document.document_id}_{secrets.token_hex(8)}"),
+            document_id=document.document_id,
+            version=document.last_version + 1,
+            expected_version=document.live_version,
             content_hash=source.content_hash,
             opening=opening,
             predecessor_saga_id=predecessor.saga_id if predecessor else None,
             arrival=arrival,
             pinned=opening is not None and opening.expected_version is not None,
         )
-
-
-def _known_saga(
-    content_hash: str, pointer: DictRow, rivals: Sequence[Saga]
-) -> Saga | SagaId | None:
-    """The open saga to join, the id of the saga that made this content live, or None."""
-    for rival in rivals:
-        if rival.content_hash == content_hash:
-            return rival
-    # With another saga open, equality with the live version proves nothing: A, then B in flight,
-    # then A again has to end with A.
-    if not rivals and pointer["live_saga_id"] and pointer["content_hash"] == content_hash:
-        return cast(SagaId, pointer["live_saga_id"])
-    return None
 
 
 def _insert_extractions(tx: Transaction, opened: Sequence[tuple[Saga, Opening | None]]) -> None:

@@ -7,15 +7,16 @@ SELECT unnest(%(document_ids)s::text[]) ORDER BY 1
 ON CONFLICT DO NOTHING
 
 -- lock_documents --
-SELECT document_id, last_version, live_version, live_saga_id, content_hash
+SELECT document_id, last_version, live_version, live_saga_id, content_hash AS live_content_hash
 FROM apex.documents WHERE document_id = ANY (%(document_ids)s)
 ORDER BY document_id FOR NO KEY UPDATE
 
 -- open_sagas_of_documents --
--- Run after lock_documents, so that an opening committed meanwhile is seen.
-SELECT * FROM apex.saga_state
+-- is_last: no saga of the document, ended ones included, has arrived after it.
+SELECT s.*, NOT EXISTS (SELECT FROM apex.saga_state later
+                        WHERE later.document_id = s.document_id AND later.arrival > s.arrival) AS is_last
+FROM apex.saga_state s
 WHERE document_id = ANY (%(document_ids)s) AND status IN ('pending', 'in_progress')
-ORDER BY arrival
 
 -- insert_sagas --
 -- Without an owner, but with a lease: if whoever opened them dies before the claim, recovery finds them.

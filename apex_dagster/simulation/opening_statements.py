@@ -36,12 +36,22 @@ class OpeningStatements(Statements):
         return []
 
     def _lock_documents_to_open(self, v: Values) -> Iterable[Row]:
-        return self._documents(v)
+        same = ("document_id", "last_version", "live_version", "live_saga_id")
+        return [
+            {name: row[name] for name in same} | {"live_content_hash": row["content_hash"]}
+            for row in self._documents(v)
+        ]
 
     def _open_sagas_of_documents(self, v: Values) -> Iterable[Row]:
         found = [saga for saga in self._all() if saga["document_id"] in v["document_ids"]]
-        found = [saga for saga in found if saga["status"] in _OPEN]
-        return sorted(found, key=lambda saga: saga["arrival"])
+        last: dict[str, int] = {}
+        for saga in found:
+            last[saga["document_id"]] = max(saga["arrival"], last.get(saga["document_id"], 0))
+        return [
+            saga | {"is_last": saga["arrival"] == last[saga["document_id"]]}
+            for saga in found
+            if saga["status"] in _OPEN
+        ]
 
     def _insert_sagas(self, v: Values) -> Iterable[Row]:
         names = {
@@ -87,10 +97,7 @@ class OpeningStatements(Statements):
         self._refuse_second_successor(new, run_id)
         for saga in self.tables.sagas.values():
             same_document = saga["document_id"] == new["document_id"]
-            same_content = saga["content_hash"] == new["content_hash"]
-            if (same_document and saga["version"] == new["version"]) or (
-                same_document and same_content and saga["status"] in _OPEN
-            ):
+            if same_document and saga["version"] == new["version"]:
                 raise UniqueViolation(f"{new} duplicates {saga['saga_id']}")
 
     def _count_versions(self, v: Values) -> Iterable[Row]:

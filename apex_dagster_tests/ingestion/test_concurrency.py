@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import permutations
 from typing import TYPE_CHECKING
 
 import pytest
@@ -189,3 +190,26 @@ def test_content_that_is_live_is_new_again_while_other_content_is_under_way(
     app.ingestion.commit(again, owner="me")
     pointer = app.ledger.pointers([unique])[unique]
     assert pointer["content_hash"] == again[0].content_hash
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))), ids=str)
+def test_content_that_comes_again_after_another_is_what_ends_live(
+    app: Application, unique: str, order: tuple[int, ...]
+) -> None:
+    """A and B are under way, A comes again: it has to end with A, whichever pivots first."""
+    batches = [staged(app, unique, edition) for edition in (1, 2, 1)]
+    assert [len(batch) for batch in batches] == [1, 1, 1]
+    for number in order:
+        failed = app.ingestion.commit(batches[number], owner="me").failed
+        app.compensation.compensate([saga.saga_id for saga in failed], owner="me")
+    app.ingestion.sweep()
+    pointer = app.ledger.pointers([unique])[unique]
+    assert pointer["content_hash"] == batches[2][0].content_hash
+    assert_whole(app, unique)
+
+
+def test_the_last_to_arrive_is_joined_and_no_other(app: Application, unique: str) -> None:
+    staged(app, unique, 1)
+    [last] = staged(app, unique, 2)
+    batch = app.ingestion.open([submission(unique, edition=2)], owner="other")
+    assert [saga.saga_id for saga in batch.joined] == [last.saga_id]

@@ -119,17 +119,3 @@ def test_anchors_and_their_heads_are_append_only(url, connection, verb):
         cascade = " CASCADE" if verb.startswith("TRUNCATE") else ""
         with pytest.raises(psycopg.errors.InsufficientPrivilege, match="append-only"):
             connection.execute(verb.format(table) + cascade)
-
-
-def test_an_open_sagas_content_cannot_be_opened_twice(url, connection):
-    migrate(url)
-    connection.execute("INSERT INTO apex.documents (document_id) VALUES ('d')")
-    opening = (
-        "INSERT INTO apex.saga_state (saga_id, kind, document_id, version, content_hash)"
-        " VALUES (%s, 'ingest', 'd', %s, 'hash')"
-    )
-    connection.execute(opening, ["s1", 1])
-    with pytest.raises(psycopg.errors.UniqueViolation):
-        connection.execute(opening, ["s2", 2])
-    connection.execute("UPDATE apex.saga_state SET status = 'compensated'")
-    connection.execute(opening, ["s2", 2])
