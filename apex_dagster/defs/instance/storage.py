@@ -41,17 +41,7 @@ class PooledPostgresStorage(DagsterPostgresStorage):
         pool_size: int = 4,
         inst_data: ConfigurableClassData | None = None,
     ) -> None:
-        engine = create_pg_engine(
-            postgres_url,
-            isolation_level="AUTOCOMMIT",
-            pool_size=pool_size,
-            max_overflow=8,
-            pool_recycle=1800,
-            pool_pre_ping=True,
-            # A crash of PostgreSQL may lose what it confirmed in the last half second, never a part
-            # of it out of order. Dagster reports here; what must not get lost is in the ledger.
-            connect_args={"options": "-c synchronous_commit=off"},
-        )
+        engine = _engine(postgres_url, pool_size, os.getpid())
         with retry_pg_connection_fn(engine.connect) as connection:
             # Held while tables are created, and released with the connection's session.
             connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": _ADVISORY_LOCK})
@@ -93,6 +83,26 @@ class PooledPostgresStorage(DagsterPostgresStorage):
             pool_size=config_value.get("pool_size", 4),
             inst_data=inst_data,
         )
+
+
+@cache
+def _engine(postgres_url: str, pool_size: int, _pid: int) -> sa.Engine:
+    """One for the process, and one more for a fork of it.
+
+    A code server makes an instance for every tick of a sensor and forgets it. With an engine each,
+    their idle connections would add up to all that PostgreSQL has.
+    """
+    return create_pg_engine(
+        postgres_url,
+        isolation_level="AUTOCOMMIT",
+        pool_size=pool_size,
+        max_overflow=8,
+        pool_recycle=1800,
+        pool_pre_ping=True,
+        # A crash of PostgreSQL may lose what it confirmed in the last half second, never a part
+        # of it out of order. Dagster reports here; what must not get lost is in the ledger.
+        connect_args={"options": "-c synchronous_commit=off"},
+    )
 
 
 def _keep_pool(statement_timeout: int, pool_recycle: int, max_overflow: int) -> None:
