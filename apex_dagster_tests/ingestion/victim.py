@@ -34,6 +34,8 @@ def start_victim(
             "APEX_FAILPOINTS": failpoints,
             "APEX_LEASE_S": "1",
             "APEX_GRACE_S": "0",
+            # What it holds locked in Neo4j while it stands still is let go after this time.
+            "APEX_STEP_TIMEOUT_S": "5",
             "APEX_HOME": str(app.settings.home),
             "APEX_QDRANT_COLLECTION": app.settings.qdrant_collection,
             "APEX_REDIS_PREFIX": app.settings.redis_prefix,
