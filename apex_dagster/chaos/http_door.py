@@ -15,6 +15,7 @@ import httpx
 from apex_dagster.chaos.callers import Callers
 from apex_dagster.chaos.offers import Offer
 from apex_dagster.chaos.processes import Child, Victim
+from apex_dagster.chaos.warm_workers import pool_process, victims_of
 from apex_dagster.embedded import ports
 
 API = "api"
@@ -34,9 +35,9 @@ _ENDED: Mapping[str, str] = {
 
 
 class HttpFrontDoor:
-    """The API's process, processes that drive what it opens, and a caller for each document."""
+    """The API's process, warm workers that drive what it opens, and a caller for each document."""
 
-    def __init__(self, drivers: int, callers: Callers, *, log_dir: Path) -> None:
+    def __init__(self, workers: int, callers: Callers, *, log_dir: Path) -> None:
         port = ports.choose(None)
         self._callers = callers
         self._api = Child(
@@ -51,10 +52,7 @@ class HttpFrontDoor:
             log=log_dir / f"{API}.log",
             ready=b"API ",
         )
-        self._drivers = [
-            Child(name, ["apex_dagster.chaos.driver"], log=log_dir / f"{name}.log")
-            for name in (f"driver-{number}" for number in range(1, drivers + 1))
-        ]
+        self._pool = pool_process(workers, log_dir=log_dir)
         self._url = f"http://{ports.LOOPBACK}:{port}/documents/ingest"
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="callers", daemon=True)
@@ -65,18 +63,15 @@ class HttpFrontDoor:
 
     @property
     def victims(self) -> Mapping[str, Victim]:
-        return {child.name: child for child in (self._api, *self._drivers)}
+        return {API: self._api, **victims_of(self._pool)}
 
     @property
     def unfinished(self) -> int:
         return len(self._tasks)
 
     def open(self) -> None:
-        children = [self._api, *self._drivers]
-        for child in children:
-            child.spawn()
-        for child in children:
-            child.start()  # returns when it is in service
+        self._pool.spawn()
+        self._api.start()  # returns when it is in service
         self._client = httpx.AsyncClient(
             timeout=_ANSWER_WITHIN_S,
             limits=httpx.Limits(max_connections=_CONNECTIONS_MAX),
@@ -94,13 +89,13 @@ class HttpFrontDoor:
             asyncio.run_coroutine_threadsafe(self._hang_up(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
-        for child in (self._api, *self._drivers):
+        for child in (self._api, self._pool):
             child.stop()
 
     def _supervise(self) -> None:
         """Start what has ended by itself: its stores were down when it started."""
         while not self._closing.wait(_AGAIN_AFTER_S):
-            for child in (self._api, *self._drivers):
+            for child in (self._api, self._pool):
                 if not child.held_down and not child.is_running():
                     child.spawn()
 

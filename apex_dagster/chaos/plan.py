@@ -11,6 +11,7 @@ from typing import Literal
 
 from apex_dagster.chaos.http_door import API
 from apex_dagster.chaos.schedule import Disturbance, Target, schedule
+from apex_dagster.chaos.warm_workers import POOL, WORKER
 from apex_dagster.embedded.stack import ALL
 from apex_dagster.settings import Settings
 
@@ -43,10 +44,9 @@ class Plan:
     @property
     def processes(self) -> list[str]:
         """Ours, by the names that the front door gives them."""
-        numbers = range(1, self.workers + 1)
         if self.front_door == "api":
-            return [API, *(f"driver-{number}" for number in numbers), RECOVERY]
-        return [*(f"worker-{number}" for number in numbers), RECOVERY]
+            return [API, POOL, WORKER, RECOVERY]
+        return [*(f"worker-{number}" for number in range(1, self.workers + 1)), RECOVERY]
 
     def disturbances(self, *, lease_s: float) -> list[Disturbance]:
         """The schedule that follows from the seed."""

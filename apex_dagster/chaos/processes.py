@@ -91,10 +91,19 @@ class Child:
     """A Python process of ours that talks in JSON lines, and ends when its standard input does."""
 
     def __init__(
-        self, name: str, arguments: Sequence[str], *, log: Path, ready: bytes = READY
+        self,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        log: Path,
+        ready: bytes | None = READY,
+        environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
     ) -> None:
-        """`arguments`: a module and its own. `ready`: how the line begins that says so."""
+        """`arguments`: a module and its own. `ready`: how the line begins that says so; None: it
+        says nothing, and nobody waits for it. `environment` and `folder`: ours by default."""
         self.name, self._arguments, self._log, self._ready = name, arguments, log, ready
+        self._environment, self._folder = environment, folder
         self._process: subprocess.Popen[bytes] | None = None
         self._lines: queue.Queue[bytes] = queue.Queue()
         self._in_service = threading.Event()
@@ -103,6 +112,8 @@ class Child:
     def spawn(self) -> None:
         """Start it, without waiting."""
         self._in_service.clear()
+        if self._ready is None:
+            self._in_service.set()
         self._lines = queue.Queue()
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -110,6 +121,8 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
+                env=self._environment,
+                cwd=self._folder,
                 start_new_session=True,  # Ctrl-C is for the run, which then ends its children
             )
         reader = threading.Thread(
@@ -119,6 +132,14 @@ class Child:
 
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    def children(self) -> list[psutil.Process]:
+        """What it has started, the oldest first."""
+        if self._process is None or not self.is_running():
+            return []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return sorted(psutil.Process(self._process.pid).children(), key=lambda c: c.pid)
+        return []
 
     def say(self, message: Mapping[str, Any]) -> bool:
         """Send one line; False if the process has ended."""
@@ -184,7 +205,7 @@ class Child:
         for line in source.stdout:
             if not line.endswith(b"\n"):
                 break  # killed in the middle of it
-            if line.startswith(self._ready):
+            if self._ready is not None and line.startswith(self._ready):
                 self._in_service.set()
             else:
                 lines.put(line)

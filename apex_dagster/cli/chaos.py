@@ -49,7 +49,7 @@ _SEED_MAX = 2**32
     type=click.Choice(["workers", "api"]),
     default="workers",
     show_default=True,
-    help="Worker processes that use the code, or the HTTP API and processes that drive its sagas.",
+    help="Worker processes that use the code, or the HTTP API and the warm workers behind it.",
 )
 @click.option(
     "--home",

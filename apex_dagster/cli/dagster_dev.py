@@ -5,20 +5,18 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
-import shutil
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import IO, Any
 from urllib.error import URLError
 
 from apex_dagster.embedded import ports
+from apex_dagster.embedded.dagster_home import dagster_home, environment
 from apex_dagster.embedded.process import LOG_BYTES_MAX, tail
 from apex_dagster.errors import InvalidInput, ServerNotStarted
 from apex_dagster.settings import Settings
@@ -28,7 +26,6 @@ READY_TIMEOUT_S = 120.0  # 10 s on an idle machine with two cores
 STOP_TIMEOUT_S = 60.0
 LOCK_TIMEOUT_S = 30.0
 REQUEST_TIMEOUT_S = 10.0
-CONFIGURATION = ("dagster.yaml", "workspace.yaml")
 POOL_COMMAND = (sys.executable, "-m", "apex_dagster.defs.instance.pool")
 
 # Never by way of a proxy that the environment names.
@@ -180,28 +177,6 @@ def release(process: subprocess.Popen[bytes]) -> None:
             process.wait(1)
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
             continue  # impatience does not make it faster: it kills what does not end
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    """Ours, and the home in force by name: Dagster's processes would look beside dagster.yaml."""
-    home = str(settings.home.absolute())
-    return {**os.environ, "DAGSTER_HOME": str(dagster_home(settings)), "APEX_HOME": home}
-
-
-def dagster_home(settings: Settings) -> Path:
-    """Where dagster.yaml and workspace.yaml stand: the checkout; else a folder below APEX_HOME with
-    copies of those that come with the package."""
-    package = files("apex_dagster")
-    with as_file(package) as folder:
-        checkout = folder.parent
-        if all((checkout / name).is_file() for name in CONFIGURATION):
-            return checkout
-    home = settings.home / "dagster"
-    home.mkdir(exist_ok=True)
-    for name in CONFIGURATION:
-        with as_file(package / name) as source:
-            shutil.copyfile(source, home / name)
-    return home
 
 
 def log_path(settings: Settings) -> Path:

@@ -6,8 +6,9 @@ import os
 
 import click
 
-from apex_dagster.cli.dagster_dev import POOL_COMMAND, dagster_home, environment
+from apex_dagster.cli.dagster_dev import POOL_COMMAND
 from apex_dagster.cli.exit_codes import HELP
+from apex_dagster.embedded.dagster_home import dagster_home, environment
 from apex_dagster.settings import Settings
 
 

@@ -23,8 +23,8 @@ from apex_dagster.composition import Application, build
 from apex_dagster.embedded.stack import Stack
 from apex_dagster.settings import Endpoints, Settings
 
-# Two kills each, by these seeds: of Qdrant and a worker; of the API and of what drives its sagas.
-# Not of Neo4j, which may take longer to start again than the load lasts.
+# Two kills each, by these seeds: of Qdrant and a worker; of the API and the pool of warm workers
+# behind it. Not of Neo4j, which may take longer to start again than the load lasts.
 PLAN = Plan(seed=1331, seconds=25.0, rate=8.0, every_s=9.0, workers=2)
 PLAN_API = replace(PLAN, seed=226, front_door="api")
 
@@ -57,7 +57,7 @@ def test_a_short_run_keeps_every_promise_and_damage_would_be_seen(
 def test_a_short_run_through_the_api_keeps_every_promise(home: Path) -> None:
     report = run(PLAN_API, home=home, say=print)
     try:
-        assert_kept(report, home, killed={"api", "driver-1"})
+        assert_kept(report, home, killed={"api", "pool"})
     finally:
         Stack(home).down()
 

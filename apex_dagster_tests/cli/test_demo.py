@@ -20,8 +20,9 @@ import psutil
 import pytest
 from rich.console import Console
 
-from apex_dagster.cli.dagster_dev import DagsterDev, dagster_home
+from apex_dagster.cli.dagster_dev import DagsterDev
 from apex_dagster.cli.demo import follow
+from apex_dagster.embedded.dagster_home import dagster_home
 from apex_dagster.embedded.stack import ALL, Stack
 from apex_dagster.ingestion.sample_drop import SampleDrop
 from apex_dagster.samples import sample_files
