@@ -25,6 +25,7 @@ from apex_dagster.saga.compensation import Compensation
 from apex_dagster.saga.engine import SagaEngine
 from apex_dagster.saga.ledger import Ledger
 from apex_dagster.saga.retry import RetryPolicy
+from apex_dagster.saga.scheduled_retry import RetrySchedule
 from apex_dagster.saga.step import SagaStep
 from apex_dagster.settings import Endpoints, Settings
 from apex_dagster.stores.neo4j_store import Neo4jStore
@@ -112,6 +113,11 @@ def build(
         engine,
         retry=_policy(settings, settings.undo_attempts, settings.undo_timeout_s),
         order=settings.compensation,
+        schedule=RetrySchedule(
+            attempts_max=settings.document_attempts,
+            delay_s=settings.document_retry_s,
+            delay_s_max=settings.document_retry_s_max,
+        ),
     )
     inbox = Inbox(settings.inbox_dir)
     return Application(

@@ -86,7 +86,20 @@ class Settings(BaseSettings):
     # Files
     inbox: Path | None = Field(None, description="Files are dropped here; default APEX_HOME/inbox.")
     batch_documents: int = Field(25, ge=1, le=1000, description="Files to a run.")
-    file_attempts: int = Field(5, ge=1, description="Runs a file gets before it is quarantined.")
+    file_attempts: int = Field(
+        5,
+        ge=1,
+        description="Runs that a file gets which take nothing in, before it is quarantined.",
+    )
+    document_attempts: int = Field(
+        5,
+        ge=1,
+        description="Sagas that a file's document gets in all, while they fail for passing causes.",
+    )
+    document_retry_s: float = Field(
+        15.0, gt=0, description="Wait before its second saga; doubles with each after that."
+    )
+    document_retry_s_max: float = Field(3600.0, gt=0, description="Longest wait between two sagas.")
 
     # HTTP
     api_host: str = Field("127.0.0.1", description="Where `apex api` listens: a loopback address.")

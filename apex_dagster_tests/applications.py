@@ -31,6 +31,8 @@ QUICK = {
     "probe_delay_s": 0.02,
     "probe_delay_s_max": 0.2,
     "admission_ramp_s": 0.5,
+    "document_retry_s": 0.1,
+    "document_retry_s_max": 0.4,
     "lease_s": 30.0,
     "grace_s": 0.0,
 }

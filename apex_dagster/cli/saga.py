@@ -28,6 +28,7 @@ from apex_dagster.ingestion.explain import StepStory, is_abandoned, steps_of, wh
 from apex_dagster.saga.bound import RecoveryTimes, recovery_times
 from apex_dagster.saga.breaker import Breaker
 from apex_dagster.saga.saga import Saga
+from apex_dagster.saga.scheduled_retry import waiting_retries
 from apex_dagster.saga.states import OPEN, Status
 from apex_dagster.settings import Settings
 
@@ -63,7 +64,9 @@ def show(saga_id: str, as_json: bool) -> None:
     with connected_ledger(Settings()) as ledger:
         [found] = interventions.known_sagas(ledger, [saga_id])
         events = ledger.events(saga_id)
-    steps, advice = steps_of(found, events), what_now(found, now=datetime.now(UTC))
+        due_at = waiting_retries(ledger, [found.saga_id]).get(found.saga_id)
+    steps = steps_of(found, events)
+    advice = what_now(found, now=datetime.now(UTC), due_at=due_at)
     if as_json:
         print_json({"saga": saga_json(found), "steps": steps, "events": events, "what_now": advice})
     else:
@@ -79,12 +82,15 @@ def show(saga_id: str, as_json: bool) -> None:
 def recover(ctx: click.Context, as_json: bool) -> None:
     """Finish what dead owners left.
 
-    Takes over every saga whose lease has run out and drives it to its end, as the recovery sensor
-    does while Dagster runs. The exit code is 1 when a saga is failed.
+    Takes over every saga whose lease has run out and drives it to its end, and tries files again
+    whose time has come, as the recovery sensor does while Dagster runs. The exit code is 1 when a
+    saga is failed.
     """
     with connected(Settings()) as app:
         app.breakers.probe(at_once=True)
         finished = interventions.recover_all(app.ingestion, owner=operator_name())
+        retried = interventions.retry_all(app.ingestion, owner=operator_name())
+        app.inbox.settle(app.ledger)
         failed = interventions.failed_sagas(app.ledger)
         now = datetime.now(UTC)
         still_open = app.ledger.list_sagas(statuses=sorted(OPEN), limit=10_000)
@@ -92,11 +98,15 @@ def recover(ctx: click.Context, as_json: bool) -> None:
         waiting = app.ledger.waiting_sagas()
         down = app.breakers.down()
     if as_json:
-        groups = {"finished": finished, "failed": failed, "held": held, "waiting": waiting}
+        groups = {"finished": finished, "retried": retried}
+        groups |= {"failed": failed, "held": held, "waiting": waiting}
         sagas = {name: [saga_json(s) for s in sagas] for name, sagas in groups.items()}
         print_json(sagas | {"down": down})
     else:
         print_recovered(console(), finished, held)
+        if retried:
+            console().print("Tried again, as their time had come:")
+            print_sagas(console(), retried)
         print_down(console(), down, waiting)
     end_with_failed(ctx, failed)
 

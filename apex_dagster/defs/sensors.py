@@ -12,6 +12,7 @@ from apex_dagster.defs.jobs import ingest_documents
 from apex_dagster.defs.resources import SagasResource
 from apex_dagster.defs.run import REFUSED_TAG
 from apex_dagster.ingestion.inbox import QUARANTINE, DroppedFile, Inbox, file_hash
+from apex_dagster.ingestion.interventions import RETRIES_A_BATCH
 from apex_dagster.ingestion.overdue import report_overdue
 from apex_dagster.saga import audit
 from apex_dagster.saga.breaker import POSTGRES
@@ -26,7 +27,7 @@ _RUN_KEY_TAG = "dagster/run_key"
 _RECOVERY_TICK_S = 20.0
 # Files of a run are read at once.
 _BYTES_A_RUN = 64 * 1024 * 1024
-# A file whose run did not settle it waits this long times 2^(attempts - 1), at most an hour.
+# A file that its run did not take in waits this long times 2^(attempts - 1), at most an hour.
 _RETRY_AFTER_S = 15.0
 _RETRY_AFTER_S_MAX = 3600.0
 
@@ -51,15 +52,17 @@ class _Seen:
 def inbox_sensor(context: dg.SensorEvaluationContext, sagas: SagasResource) -> dg.SensorResult:
     """Ask for runs of files that are the same as at the last tick.
 
-    The run key holds content and attempt, because Dagster remembers it for ever: a file that was
-    corrected, or whose last run was compensated for a cause that may pass, is a new request.
-    While a store is down it asks for nothing and counts nothing, and says why.
+    Once a run has taken a file in, the ledger sees to it, retries included; the sensor asks again
+    for those only that their run did not take in, and gives them up after so many runs. The run key
+    holds content and attempt, because Dagster remembers it for ever. While a store is down it asks
+    for nothing and counts nothing, and says why.
     """
     app = sagas.application()
     if refusal := app.admission.refusal():
         return dg.SensorResult(skip_reason=str(refusal), cursor=context.cursor)
     app.inbox.settle(app.ledger)
     seen = {uri: _Seen(**entry) for uri, entry in json.loads(context.cursor or "{}").items()}
+    in_hand = app.inbox.in_hand(app.ledger)
     now: dict[str, _Seen] = {}
     ready: list[DroppedFile] = []
     for file in app.inbox.files():
@@ -67,7 +70,9 @@ def inbox_sensor(context: dg.SensorEvaluationContext, sagas: SagasResource) -> d
         if entry is None or entry.signature != file.signature:
             now[file.uri] = _Seen(signature=file.signature)  # new or still changing: look again
             continue
-        entry = now[file.uri] = _after_refusal(context.instance, entry)
+        entry = now[file.uri] = _after_refusal(context.instance, _known_hash(file, entry, in_hand))
+        if (file.uri, entry.content_hash) in in_hand:
+            continue
         if entry.run_key is None or _may_try_again(context.instance, entry):
             if entry.attempts >= app.settings.file_attempts:
                 _give_up(app.inbox, file, entry)
@@ -76,8 +81,9 @@ def inbox_sensor(context: dg.SensorEvaluationContext, sagas: SagasResource) -> d
     ready = ready[: _RUNS_A_TICK * app.settings.batch_documents]
     granted = app.admission.grant(len(ready)) if ready else 0
     requests = list(_requests(ready[:granted], now, app.settings))
+    held = sum((uri, entry.content_hash) in in_hand for uri, entry in now.items())
     waiting = sum(entry.run_key is None for entry in now.values())
-    reason = f"{waiting} files are new or changing, none is ready"
+    reason = f"{waiting} files are new or changing, {held} under way, none is ready"
     if ready:
         reason = f"{len(ready)} files wait: a store is back since a moment, or down again"
     return dg.SensorResult(
@@ -90,8 +96,8 @@ def inbox_sensor(context: dg.SensorEvaluationContext, sagas: SagasResource) -> d
 @dg.sensor(
     minimum_interval_seconds=15,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Finishes sagas whose owner died, and removes what is over: superseded versions,"
-    " idempotency keys that nobody repeats any more.",
+    description="Finishes sagas whose owner died, tries files again that failed for a passing"
+    " cause, and removes what is over: superseded versions, idempotency keys that nobody repeats.",
 )
 def recovery_sensor(context: dg.SensorEvaluationContext, sagas: SagasResource) -> dg.SkipReason:
     """Take over expired leases, a few at a time while the tick may last; it starts no runs."""
@@ -106,6 +112,8 @@ def recovery_sensor(context: dg.SensorEvaluationContext, sagas: SagasResource) -
         finished += some
         if not some:
             break
+    # Pending: warm workers drive them in runs of their own, this sensor where there are none.
+    retried = app.ingestion.recovery.retry_due(limit=RETRIES_A_BATCH)
     swept = 0 if app.breakers.down() else app.ingestion.sweep(limit=100)
     forget_keys(app.ledger, after_s=app.settings.idempotency_keep_s)
     app.inbox.settle(app.ledger)
@@ -121,7 +129,8 @@ def recovery_sensor(context: dg.SensorEvaluationContext, sagas: SagasResource) -
         )
     down = "".join(f"; {breaker.refusal()}" for breaker in app.breakers.down())
     return dg.SkipReason(
-        f"{len(finished)} sagas finished, {swept} old versions removed, "
+        f"{len(finished)} sagas finished, {len(retried)} files tried again, "
+        f"{swept} old versions removed, "
         f"{len(overdue)} overdue{down}"
     )
 
@@ -179,6 +188,13 @@ def _hashed(files: list[DroppedFile]) -> dict[DroppedFile, str]:
     return hashed
 
 
+def _known_hash(file: DroppedFile, entry: _Seen, in_hand: set[tuple[str, str]]) -> _Seen:
+    """With the hash of a file that the ledger may have taken in before this sensor's time."""
+    if entry.content_hash or all(uri != file.uri for uri, _ in in_hand):
+        return entry
+    return replace(entry, content_hash=_hashed([file]).get(file))
+
+
 def _after_refusal(instance: dg.DagsterInstance, entry: _Seen) -> _Seen:
     """As if it had not been asked for, where its run came to a closed door: that is no attempt."""
     records = _runs_of(instance, entry)
@@ -206,7 +222,7 @@ def _may_try_again(instance: dg.DagsterInstance, entry: _Seen) -> bool:
 def _give_up(inbox: Inbox, file: DroppedFile, entry: _Seen) -> None:
     reason = {
         "file": file.path.name,
-        "reason": f"{entry.attempts} runs have ended without ingesting it; the last one says why",
+        "reason": f"{entry.attempts} runs have ended without taking it in; the last one says why",
         "what_now": "Look at its runs in the Dagster UI, then drop it into the inbox again.",
     }
     inbox.put_away(file.uri, entry.content_hash or file_hash(file.path), QUARANTINE, reason)

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from apex_dagster.saga.saga import Saga
+from apex_dagster.saga.scheduled_retry import QUARANTINED
 from apex_dagster.saga.states import Status
 
 STEPS = ("neo4j_write", "postgres_write", "qdrant_write", "redis_write")
@@ -48,13 +49,14 @@ def _state(saga: Saga, step: str, started: set[str]) -> str:
     return "started" if step in started else "not started"
 
 
-def what_now(saga: Saga, *, now: datetime) -> str:
+def what_now(saga: Saga, *, now: datetime, due_at: datetime | None = None) -> str:
     """What an operator can do, in a sentence or two. `now` only words the advice: whether a lease
-    has run out is decided by the database's clock when it is taken over."""
+    has run out is decided by the database's clock when it is taken over. `due_at`: when it is to be
+    tried again, if it is."""
     if saga.status is Status.COMPLETED and saga.published_at is not None:
         return "Nothing: the version went live in all four stores."
     if saga.status is Status.COMPENSATED:
-        return _after_compensation(saga)
+        return _after_compensation(saga, due_at)
     if saga.status is Status.FAILED:
         return (
             "An undo used up its retries although its store is up. Correct what it names, then run "
@@ -88,12 +90,23 @@ def _is_held(saga: Saga, now: datetime) -> bool:
     return saga.lease_expires_at is not None and saga.lease_expires_at > now
 
 
-def _after_compensation(saga: Saga) -> str:
+def _after_compensation(saga: Saga, due_at: datetime | None) -> str:
     done = "Every store is as it was before. "
-    if (saga.error or {}).get("class") in ("permanent", "unexpected", "crash_loop"):
-        return done + "Correct the document, or the fault it met, and submit it again."
-    return (
-        done + "A file that is still in the inbox is tried again by itself; else submit it again."
+    if due_at is not None:
+        return done + (
+            f"Wait: the file is tried again by itself, not before {_clock(due_at)} and only while "
+            "all stores are up; `apex saga recover` does so then where Dagster does not run."
+        )
+    error_class = (saga.error or {}).get("class")
+    if error_class == "superseded":
+        return done + "Nothing: what is live overrules it."
+    if error_class in QUARANTINED:
+        return done + (
+            "Correct the document and submit it again; or mend the fault it met, then run "
+            f"`apex quarantine release {saga.saga_id}`."
+        )
+    return done + (
+        f"`apex quarantine show {saga.saga_id}` tells whether it waits there; else submit it again."
     )
 
 

@@ -1,13 +1,16 @@
 """The folder where files are dropped: what is in it, and where each file goes once its sagas ended.
 
 A file stays where it was dropped until the ledger says how its documents ended. Then it moves to
-`processed/` or, with a `.reason.json` beside it, to `quarantine/`, both inside the inbox; a file
-whose documents were compensated for a cause that may pass stays, and is ingested again. The ledger,
-not the file system, remembers what is done, so a crash loses nothing and takes nothing twice.
+`processed/` or, with a `.reason.json` beside it, to `quarantine/`, both inside the inbox. While one
+of its documents is to be tried again it stays. What is in `quarantine/` moves on when its documents
+leave the ledger's quarantine: released and completed to `processed/`; dropped, it is deleted, and
+the reason stays. The ledger, not the file system, remembers what is done, so a crash loses nothing
+and takes nothing twice.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,12 +27,11 @@ log = structlog.get_logger(__name__)
 
 SCHEME = "inbox:"
 PROCESSED, QUARANTINE = "processed", "quarantine"
+ERASED = "erased"  # no folder: the file is gone
 
 # Names under which writers put files that are not finished yet.
 _UNFINISHED_SUFFIXES = frozenset({".part", ".tmp", ".crdownload", ".swp"})
 _REASON_SUFFIX = ".reason.json"
-# These ended for a cause that another attempt does not change, or that somebody wanted.
-_FINAL_CLASSES = frozenset({"permanent", "unexpected", "crash_loop", "requested", "cancelled"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,35 +72,67 @@ class Inbox:
         moved = {}
         for source in ledger.unsettled_sources():
             uri, body_hash = source["source_uri"], source["body_hash"]
-            if not source["ended"] or not uri.startswith(SCHEME):
+            if _is_in_hand(source) or not uri.startswith(SCHEME):
                 continue
             target = _destination(source["sagas"])
             if target is None:
                 continue
-            reason = _reason(uri, source["sagas"]) if target == QUARANTINE else None
+            reason = _reason(uri, source["sagas"]) if target in (QUARANTINE, ERASED) else None
             self.put_away(uri, body_hash, target, reason)
             ledger.settle_source(uri, body_hash)
             moved[uri] = target
         return moved
 
+    def in_hand(self, ledger: Ledger) -> set[tuple[str, str]]:
+        """(uri, sha256 hex) of files that need nobody: under way, or to be tried again."""
+        sources = ledger.unsettled_sources()
+        return {(s["source_uri"], s["body_hash"]) for s in sources if _is_in_hand(s)}
+
     def put_away(
         self, uri: str, body_hash: str, target: str, reason: Mapping[str, Any] | None
     ) -> None:
-        """Move one file, if it is there and still has this content (sha256 hex)."""
-        path = self.path(uri)
-        if not path.is_file() or file_hash(path) != body_hash:
+        """Move one file, if it is in the inbox or in quarantine with this content (sha256 hex);
+        ERASED deletes it. `reason` is put beside it, or beside the place where it was."""
+        path = self.find(uri, body_hash)
+        if path is None:
             return  # moved before, or replaced by a corrected file that has its own turn
-        destination = _free_path(self.folder / target / path.relative_to(self.folder.resolve()))
+        quarantined = path.is_relative_to(self.folder.resolve() / QUARANTINE)
+        if target == ERASED:
+            path.unlink()
+        elif not (quarantined and target == QUARANTINE):
+            moved = self._move(path, self.path(uri), body_hash, target)
+            if moved is None:
+                return
+            if quarantined:
+                _reason_beside(path).unlink(missing_ok=True)
+            path = moved
+        if reason is not None and (quarantined or target == QUARANTINE):
+            text = json.dumps(reason, indent=2, ensure_ascii=False)
+            _reason_beside(path).write_text(text + "\n", encoding="utf-8")
+        log.info("file_put_away", source_uri=uri, target=target)
+
+    def find(self, uri: str, body_hash: str) -> Path | None:
+        """Where the file with this content lies: in the inbox, or in quarantine, there perhaps
+        under the next free name."""
+        path = self.path(uri)
+        relative = path.relative_to(self.folder.resolve())
+        away = self.folder.resolve() / QUARANTINE / relative
+        for candidate in (path, away, *_numbered(away)):
+            if candidate.is_file() and file_hash(candidate) == body_hash:
+                return candidate
+        return None
+
+    def _move(self, path: Path, dropped_at: Path, body_hash: str, target: str) -> Path | None:
+        """Where it is now; None if it was overwritten meanwhile, and has its own turn."""
+        relative = dropped_at.relative_to(self.folder.resolve())
+        destination = _free_path(self.folder.resolve() / target / relative)
         destination.parent.mkdir(parents=True, exist_ok=True)
         path.rename(destination)
-        if file_hash(destination) != body_hash:
-            # Overwritten between the look and the move: give the newer content back.
-            destination.rename(_free_path(path))
-            return
-        if reason is not None:
-            text = json.dumps(reason, indent=2, ensure_ascii=False)
-            destination.with_name(destination.name + _REASON_SUFFIX).write_text(text + "\n")
-        log.info("file_put_away", source_uri=uri, target=target)
+        if file_hash(destination) == body_hash:
+            return destination
+        # Overwritten between the look and the move: give the newer content back.
+        destination.rename(_free_path(path))
+        return None
 
     def _walk(self) -> Iterator[DroppedFile]:
         for path in self.folder.rglob("*"):
@@ -131,14 +165,18 @@ def _unfinished(relative: Path) -> bool:
     return hidden or relative.suffix.lower() in _UNFINISHED_SUFFIXES
 
 
+def _is_in_hand(source: Mapping[str, Any]) -> bool:
+    return not source["ended"] or bool(source["waits"])
+
+
 def _destination(sagas: Sequence[Mapping[str, Any]]) -> str | None:
-    """processed, quarantine, or None for a file that gets another attempt."""
+    """processed, quarantine, erased, or None for a file that has to be asked for once more."""
     bad = [saga for saga in sagas if not _is_done(saga)]
     if not bad:
         return PROCESSED
-    if any(_is_final(saga) for saga in bad):
+    if any(saga["quarantined"] for saga in bad):
         return QUARANTINE
-    return None
+    return ERASED if all(saga["dropped"] for saga in bad) else None
 
 
 def _is_done(saga: Mapping[str, Any]) -> bool:
@@ -147,20 +185,30 @@ def _is_done(saga: Mapping[str, Any]) -> bool:
     return saga["status"] == "completed" or (saga["status"] == "compensated" and superseded)
 
 
-def _is_final(saga: Mapping[str, Any]) -> bool:
-    return saga["status"] == "failed" or (saga["error"] or {}).get("class") in _FINAL_CLASSES
-
-
 def _reason(uri: str, sagas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    bad = [saga for saga in sagas if saga["status"] != "completed"]
+    bad = [saga for saga in sagas if not _is_done(saga)]
+    dropped = bool(bad) and all(saga["dropped"] for saga in bad)
     return {
         "file": uri.removeprefix(SCHEME),
         "reason": "; ".join((saga["error"] or {}).get("message", "unknown") for saga in bad),
         "documents": bad,
         "ingested": [saga["document_id"] for saga in sagas if saga["status"] == "completed"],
         "quarantined_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "what_now": "Correct the file and drop it into the inbox again.",
+        "what_now": "Nothing: an operator has dropped it."
+        if dropped
+        else "Correct the file and drop it into the inbox again; or, if it was not at fault, "
+        "`apex quarantine release` the documents.",
     }
+
+
+def _reason_beside(path: Path) -> Path:
+    return path.with_name(path.name + _REASON_SUFFIX)
+
+
+def _numbered(path: Path) -> list[Path]:
+    """The files beside `path` that `_free_path` may have named after it."""
+    pattern = f"{glob.escape(path.stem)}~*{glob.escape(path.suffix)}"
+    return sorted(path.parent.glob(pattern)) if path.parent.is_dir() else []
 
 
 def _free_path(path: Path) -> Path:

@@ -12,8 +12,7 @@ from apex_dagster.saga.ledger import Ledger
 from apex_dagster.saga.saga import Failure, Saga
 from apex_dagster.saga.states import Status
 
-# The document itself is at fault: it stays in quarantine although nothing of it is left anywhere.
-_STAYS_QUARANTINED = frozenset({"permanent", "unexpected", "crash_loop"})
+RETRIES_A_BATCH = 25  # files that are tried again together
 
 
 def recover_all(ingestion: Ingestion, *, owner: str) -> list[Saga]:
@@ -25,6 +24,17 @@ def recover_all(ingestion: Ingestion, *, owner: str) -> list[Saga]:
         if not news:
             break  # a publish that cannot finish comes back as soon as its lease runs out
     return list(finished.values())
+
+
+def retry_all(ingestion: Ingestion, *, owner: str) -> list[Saga]:
+    """Try every file again whose time has come; the sagas that did, as they ended.
+
+    None while a store is down, and fewer than there are while admission restarts.
+    """
+    tried: list[Saga] = []
+    while some := ingestion.recovery.retry_due(limit=RETRIES_A_BATCH, owner=owner):
+        tried += some
+    return tried
 
 
 def sweep_all(ingestion: Ingestion) -> int:
@@ -67,18 +77,4 @@ def compensate(
     failure = Failure(error_class="requested", step=None, message=reason)
     ids = [saga.saga_id for saga in sagas]
     ingestion.compensation.compensate(ids, owner=owner, failure=failure)
-    now = known_sagas(ingestion.ledger, ids)
-    _release(ingestion.ledger, now)
-    return now
-
-
-def _release(ledger: Ledger, sagas: Sequence[Saga]) -> None:
-    """Out of quarantine goes what was there because of an undo that has succeeded since."""
-    ledger.release_from_quarantine(
-        [
-            saga.saga_id
-            for saga in sagas
-            if saga.status is Status.COMPENSATED
-            and (saga.error or {}).get("class") not in _STAYS_QUARANTINED
-        ]
-    )
+    return known_sagas(ingestion.ledger, ids)

@@ -28,13 +28,11 @@ from apex_dagster.saga.ledger import left_detail
 from apex_dagster.saga.opening import restart
 from apex_dagster.saga.retry import RetryPolicy, call_with_retry
 from apex_dagster.saga.saga import Failure, Saga
+from apex_dagster.saga.scheduled_retry import RetrySchedule, settle_compensated
 from apex_dagster.saga.states import Status
 from apex_dagster.saga.step import SagaStep, store_of
 
 log = structlog.get_logger(__name__)
-
-# Trying the same document again cannot help, or must not happen by itself.
-_QUARANTINED = frozenset({"permanent", "unexpected", "crash_loop"})
 
 # An undo that found its store down so often, though it was back in between, needs somebody.
 _WAITS_MAX = 10
@@ -44,9 +42,15 @@ class Compensation:
     """Undoes sagas that will not be completed."""
 
     def __init__(
-        self, engine: SagaEngine, *, retry: RetryPolicy, order: Literal["lifo", "parallel"]
+        self,
+        engine: SagaEngine,
+        *,
+        retry: RetryPolicy,
+        order: Literal["lifo", "parallel"],
+        schedule: RetrySchedule,
     ) -> None:
         self._engine, self._retry, self._order = engine, retry, order
+        self._schedule = schedule
 
     def compensate(
         self, saga_ids: Sequence[str], *, owner: str, failure: Failure | None = None
@@ -157,9 +161,10 @@ class Compensation:
 
         Where a store is down that an undo needs, the saga stays open: it is given back, and
         recovery goes on with it when the store is up. Failed ones raise an alert and wait in
-        quarantine for an operator; so do documents that another attempt cannot help. What lost its
-        pivot to another version has a successor from the same moment on, so that no crash leaves
-        its submission to whoever sent it.
+        quarantine for an operator; so do documents that another attempt cannot help, and files that
+        were tried often enough. From the same moment on, so that no crash leaves a submission to
+        whoever sent it, what lost its pivot to another version has a successor, and a file that
+        failed for a passing cause a time when it is tried again.
         """
         names = self._engine.step_names
         done = [saga for saga in sagas if all(saga.undone(name) for name in names)]
@@ -168,9 +173,8 @@ class Compensation:
         for stores, waiting in self._awaited(left).items():
             self._engine.wait(waiting, stores)
             failed = [saga for saga in failed if saga not in waiting]
-        bad = [s for s in done if s.error and s.error["class"] in _QUARANTINED]
         ended = call_with_retry(
-            lambda: self._end(done, failed, bad + failed), self._retry, name="close_compensated"
+            lambda: self._end(done, failed), self._retry, name="close_compensated"
         )
         for saga in ended:
             if saga.status is Status.FAILED:
@@ -186,16 +190,16 @@ class Compensation:
                 )
         return ended
 
-    def _end(
-        self, done: Sequence[Saga], failed: Sequence[Saga], quarantined: Sequence[Saga]
-    ) -> list[Saga]:
+    def _end(self, done: Sequence[Saga], failed: Sequence[Saga]) -> list[Saga]:
         ledger, sweep_after_s = self._engine.ledger, (0.0, *SWEEP_AGAIN_S)
         with ledger.transaction() as tx:
-            ended = ledger.close_compensated(
-                done, failed, quarantined, sweep_after_s=sweep_after_s, tx=tx
-            )
+            ended = ledger.close_compensated(done, failed, sweep_after_s=sweep_after_s, tx=tx)
             closed = [saga for saga in ended if saga.status is Status.COMPENSATED]
             restart(ledger, tx, [saga for saga in closed if _lost_its_pivot(saga)])
+            bad = settle_compensated(ledger, tx, closed, self._schedule)
+            bad += [saga for saga in ended if saga.status is Status.FAILED]
+            ledger.quarantine(ended, bad, tx=tx)
+            reach("closing")
         return ended
 
     def _awaited(self, sagas: Sequence[Saga]) -> dict[tuple[str, ...], list[Saga]]:

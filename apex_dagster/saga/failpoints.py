@@ -13,7 +13,9 @@ Points, in the order of a saga's life, `{step}` being a saga step: `opened`, `cl
 the caller was not told), `written:{step}`, `recorded:{step}`, `staged`, `pivoting` (in its
 transaction, before the commit), `pivoted`, `publishing:{step}`, `publish_sent:{step}`,
 `published:{step}`, `marked` (published everywhere, not yet recorded), `closed`; and `compensating`,
-`undoing:{step}`, `undo_sent:{step}`, `undone:{step}`, `undo_recorded:{step}`, `undone`.
+`undoing:{step}`, `undo_sent:{step}`, `undone:{step}`, `undo_recorded:{step}`, `closing` (in its
+transaction, before the commit), `undone`; and, when it is tried again, `retrying` (in its
+transaction, before the commit), `retried` (opened, not claimed).
 """
 
 from __future__ import annotations

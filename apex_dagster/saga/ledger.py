@@ -390,19 +390,22 @@ class Ledger:
         self,
         compensated: Sequence[Saga],
         failed: Sequence[Saga],
-        quarantined: Sequence[Saga],
         *,
         sweep_after_s: Sequence[float],
         tx: Transaction,
     ) -> list[Saga]:
-        """End sagas whose undos are over, quarantine some and schedule the sweeps of the others."""
+        """End sagas whose undos are over; schedule the sweeps of those that are compensated."""
         ended = self.advance(states.COMPENSATED, compensated, tx=tx)
         _schedule_sweeps(tx, [s.saga_id for s in ended], sweep_after_s, "compensated")
-        ended += self.advance(states.FAILED, failed, tx=tx)
-        moved = {saga.saga_id for saga in ended}
-        ids = sorted({saga.saga_id for saga in quarantined} & moved)
-        tx.execute(_SQL["quarantine"], {"saga_ids": ids})
-        return ended
+        return ended + self.advance(states.FAILED, failed, tx=tx)
+
+    def quarantine(self, ended: Sequence[Saga], bad: Sequence[Saga], *, tx: Transaction) -> None:
+        """Of sagas that `tx` has ended put `bad` into quarantine, and take the others out of it:
+        they were there for an undo that has succeeded since."""
+        ids = {saga.saga_id for saga in bad}
+        others = [saga.saga_id for saga in ended if saga.saga_id not in ids]
+        tx.execute(_SQL["quarantine"], {"saga_ids": sorted(ids)})
+        tx.execute(_SQL["leave_quarantine"], {"saga_ids": others})
 
     def sweep_again(self, sagas: Sequence[Saga], *, grace_s: float) -> None:
         """Have those of the sagas swept soon that are dead or superseded: a store may have been
@@ -492,17 +495,13 @@ class Ledger:
         """What waits in quarantine, oldest first."""
         return self._rows("list_quarantine", limit=limit)
 
-    def release_from_quarantine(self, saga_ids: Sequence[str]) -> None:
-        """Mark entries as dealt with."""
-        with self.transaction() as tx:
-            tx.execute(_SQL["release_from_quarantine"], {"saga_ids": list(saga_ids)})
-
     def unsettled_sources(self) -> list[DictRow]:
-        """Dropped files that have not left the inbox yet, each with the sagas it led to."""
+        """Dropped files that have not found their place yet, each with the newest sagas of its
+        documents. `ended`: all of these have; `waits`: one is to be tried again."""
         return self._rows("unsettled_sources")
 
     def settle_source(self, source_uri: str, body_hash: str) -> None:
-        """The file has left the inbox."""
+        """The file has found its place."""
         with self.transaction() as tx:
             values = {"source_uri": source_uri, "body_hash": body_hash}
             tx.execute(_SQL["settle_source"], values)

@@ -215,21 +215,28 @@ DELETE FROM apex.extraction x USING apex.saga_state s
 WHERE x.saga_id = ANY (%(saga_ids)s) AND s.saga_id = x.saga_id AND s.status = 'completed'
 
 -- quarantine --
+-- Attempts are sagas of the same submission that did not just lose to another version, and every owner
+-- that took one of them over.
 INSERT INTO apex.quarantine (saga_id, document_id, error_class, step, reason, attempts, source_uri)
 SELECT s.saga_id, s.document_id, coalesce(s.error ->> 'class', 'unexpected'), s.error ->> 'step',
-       coalesce(s.error ->> 'message', 'no reason was recorded'), s.takeovers + 1, x.source_uri
+       coalesce(s.error ->> 'message', 'no reason was recorded'),
+       greatest(1, (SELECT sum(o.takeovers + 1) FROM apex.saga_state o
+                    WHERE o.document_id = s.document_id AND o.arrival = s.arrival
+                      AND coalesce(o.error ->> 'class', '') <> 'version_conflict')),
+       x.source_uri
 FROM apex.saga_state s LEFT JOIN apex.extraction x USING (saga_id)
 WHERE s.saga_id = ANY (%(saga_ids)s)
 ON CONFLICT (saga_id) DO UPDATE SET reason = excluded.reason, error_class = excluded.error_class,
-    step = excluded.step, released_at = NULL
+    step = excluded.step, attempts = excluded.attempts, released_at = NULL
 
--- release_from_quarantine --
+-- leave_quarantine --
 UPDATE apex.quarantine SET released_at = clock_timestamp()
-WHERE saga_id = ANY (%(saga_ids)s) AND released_at IS NULL
+WHERE saga_id = ANY (%(saga_ids)s) AND released_at IS NULL AND dropped_at IS NULL
 
 -- list_quarantine --
 SELECT saga_id, document_id, error_class, step, reason, attempts, source_uri, created_at
-FROM apex.quarantine WHERE released_at IS NULL ORDER BY created_at LIMIT %(limit)s
+FROM apex.quarantine WHERE released_at IS NULL AND dropped_at IS NULL
+ORDER BY created_at LIMIT %(limit)s
 
 -- sagas_by_id --
 SELECT * FROM apex.saga_state WHERE saga_id = ANY (%(saga_ids)s) ORDER BY saga_id
@@ -282,16 +289,27 @@ SELECT seq, event, step, status, epoch, duration_ms, detail, at FROM apex.saga_e
 WHERE saga_id = %(saga_id)s ORDER BY seq
 
 -- unsettled_sources --
-SELECT u.source_uri, u.body_hash, bool_and(s.status IN ('completed', 'compensated', 'failed')) AS ended,
+-- Of each of the file's documents the last submission counts, settled or not: a document that is tried
+-- once more, or released from quarantine, must not decide alone over a file that holds several.
+WITH unsettled AS (
+    SELECT DISTINCT source_uri, body_hash FROM apex.submission
+    WHERE source_uri IS NOT NULL AND settled_at IS NULL
+), newest AS (
+    SELECT DISTINCT ON (u.source_uri, u.body_hash, u.document_id)
+           u.source_uri, u.body_hash, u.document_id, u.saga_id
+    FROM apex.submission u JOIN unsettled USING (source_uri, body_hash)
+    ORDER BY u.source_uri, u.body_hash, u.document_id, u.submission_id DESC
+)
+SELECT n.source_uri, n.body_hash, bool_and(s.status IN ('completed', 'compensated', 'failed')) AS ended,
+       bool_or(r.saga_id IS NOT NULL) AS waits,
        jsonb_agg(jsonb_build_object(
-           'document_id', s.document_id, 'saga_id', s.saga_id, 'status', s.status, 'error', s.error)
+           'document_id', s.document_id, 'saga_id', s.saga_id, 'status', s.status, 'error', s.error,
+           'quarantined', q.saga_id IS NOT NULL AND q.released_at IS NULL AND q.dropped_at IS NULL,
+           'attempts', q.attempts, 'dropped', q.dropped_at IS NOT NULL)
            ORDER BY s.arrival) AS sagas
-FROM (
-    SELECT DISTINCT ON (source_uri, body_hash, document_id) source_uri, body_hash, document_id, saga_id
-    FROM apex.submission WHERE source_uri IS NOT NULL AND settled_at IS NULL
-    ORDER BY source_uri, body_hash, document_id, submission_id DESC
-) u JOIN apex.saga_state s USING (saga_id)
-GROUP BY u.source_uri, u.body_hash
+FROM newest n JOIN apex.saga_state s USING (saga_id)
+LEFT JOIN apex.retry r USING (saga_id) LEFT JOIN apex.quarantine q USING (saga_id)
+GROUP BY n.source_uri, n.body_hash
 
 -- settle_source --
 UPDATE apex.submission SET settled_at = clock_timestamp()

@@ -92,7 +92,7 @@ def _open_sagas(
 ) -> list[Opened | Refused]:
     document_ids = sorted({opening.document_id for opening in openings})
     with ledger.transaction() as tx:
-        documents = _lock_documents(tx, document_ids)
+        documents = lock_documents(tx, document_ids)
         # After the locks: the same body twice is the same document twice, so it is seen here.
         earlier = earlier_submissions(tx, [(o.client, o.idempotency_key) for o in openings])
         fresh: dict[str, _NewSaga] = {}
@@ -126,7 +126,7 @@ def _opened(saga: Saga, new: _NewSaga, opening: Opening) -> Opened:
 
 
 def _known(
-    tx: Transaction, opening: Opening, document: _LockedDocument, before: Earlier | None
+    tx: Transaction, opening: Opening, document: LockedDocument, before: Earlier | None
 ) -> Opened | Refused | None:
     """What an opening leads to without a new saga; None if it needs one."""
     if before is not None:
@@ -177,7 +177,7 @@ def open_successors(
     somebody's wish to have this content now.
     """
     with ledger.transaction() as tx:
-        return _open_successors(ledger, tx, sagas, run_id, same_arrival)
+        return open_successors_of(ledger, tx, sagas, run_id=run_id, same_arrival=same_arrival)
 
 
 def restart(ledger: Ledger, tx: Transaction, losers: Sequence[Saga]) -> list[Saga]:
@@ -189,7 +189,7 @@ def restart(ledger: Ledger, tx: Transaction, losers: Sequence[Saga]) -> list[Sag
     """
     if not losers:
         return []
-    _lock_documents(tx, sorted({saga.document_id for saga in losers}))
+    lock_documents(tx, sorted({saga.document_id for saga in losers}))
     starts = _count_starts(tx, losers)
     again = [s for s in losers if _may_restart(s, starts)]
     # One by one: several may be of one document, and each takes the next version of it. The last
@@ -197,7 +197,9 @@ def restart(ledger: Ledger, tx: Transaction, losers: Sequence[Saga]) -> list[Sag
     return [
         successor
         for saga in sorted(again, key=lambda saga: saga.arrival, reverse=True)
-        for successor in _open_successors(ledger, tx, [saga], saga.run_id, same_arrival=True)
+        for successor in open_successors_of(
+            ledger, tx, [saga], run_id=saga.run_id, same_arrival=True
+        )
     ]
 
 
@@ -218,6 +220,15 @@ def used_up_restarts(ledger: Ledger, losers: Sequence[Saga]) -> list[Saga]:
     return [saga for saga in losers if not _may_restart(saga, starts)]
 
 
+def used_up(tx: Transaction, sagas: Sequence[Saga]) -> list[Saga]:
+    """Those that have lost their pivot more often than they may start again."""
+    losers = [s for s in sagas if (s.error or {}).get("class") == "version_conflict"]
+    if not losers:
+        return []
+    starts = _count_starts(tx, losers)
+    return [s for s in losers if starts[s.document_id, s.arrival] > RESTARTS_MAX]
+
+
 def _may_restart(saga: Saga, starts: Mapping[tuple[str, int], int]) -> bool:
     # On another version a pinned one would replace what its caller said it must not.
     return not saga.pinned and starts[saga.document_id, saga.arrival] <= RESTARTS_MAX
@@ -232,14 +243,17 @@ def _count_starts(tx: Transaction, sagas: Sequence[Saga]) -> dict[tuple[str, int
     return {(row["document_id"], row["arrival"]): row["starts"] for row in rows}
 
 
-def _open_successors(
+def open_successors_of(
     ledger: Ledger,
     tx: Transaction,
     sagas: Sequence[Saga],
+    *,
     run_id: str | None,
     same_arrival: bool,
 ) -> list[Saga]:
-    documents = _lock_documents(tx, sorted({saga.document_id for saga in sagas}))
+    """As `open_successors`, in a transaction of the caller's. A retry that waits is over with it:
+    the successor stands for the same files."""
+    documents = lock_documents(tx, sorted({saga.document_id for saga in sagas}))
     ids = [saga.saga_id for saga in sagas]
     existing = _sagas(tx, "successors", saga_ids=ids, run_id=run_id)
     taken = {saga.predecessor_saga_id for saga in existing}
@@ -267,11 +281,12 @@ def _open_successors(
         }
         tx.execute(_SQL["copy_extraction"], values)
         tx.execute(_SQL["copy_submissions"], values)
+    tx.execute(_SQL["forget_retries"], {"saga_ids": [s.predecessor_saga_id for s in inserted]})
     return [*existing, *inserted]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _LockedDocument:
+class LockedDocument:
     """What decides whether a document needs a new saga; its row is locked until the end."""
 
     document_id: str
@@ -296,7 +311,8 @@ class _LockedDocument:
         return None
 
 
-def _lock_documents(tx: Transaction, document_ids: list[str]) -> dict[str, _LockedDocument]:
+def lock_documents(tx: Transaction, document_ids: list[str]) -> dict[str, LockedDocument]:
+    """What is known of the documents, whose rows stay locked until the end."""
     values = {"document_ids": document_ids}
     tx.execute(_SQL["ensure_documents"], values)
     documents = tx.execute(_SQL["lock_documents"], values).fetchall()
@@ -305,7 +321,7 @@ def _lock_documents(tx: Transaction, document_ids: list[str]) -> dict[str, _Lock
     under_way = {row["document_id"] for row in rivals}
     last = {row["document_id"]: saga_of(row) for row in rivals if row["is_last"]}
     return {
-        row["document_id"]: _LockedDocument(
+        row["document_id"]: LockedDocument(
             **row,
             under_way=row["document_id"] in under_way,
             last=last.get(row["document_id"]),
@@ -359,7 +375,7 @@ class _NewSaga:
     @classmethod
     def of(
         cls,
-        document: _LockedDocument,
+        document: LockedDocument,
         opening: Opening | None,
         predecessor: Saga | None = None,
         arrival: int | None = None,
@@ -375,7 +391,9 @@ class _NewSaga:
             opening=opening,
             predecessor_saga_id=predecessor.saga_id if predecessor else None,
             arrival=arrival,
-            pinned=opening is not None and opening.expected_version is not None,
+            pinned=opening.expected_version is not None
+            if opening
+            else arrival is not None and predecessor is not None and predecessor.pinned,
         )
 
 

@@ -56,9 +56,13 @@ FROM unnest(%(clients)s::text[], %(idempotency_keys)s::text[], %(body_hashes)s::
             %(document_ids)s::text[], %(saga_ids)s::text[], %(source_uris)s::text[]) AS o
 
 -- copy_submissions --
-INSERT INTO apex.submission (client, body_hash, document_id, saga_id, source_uri, run_id)
-SELECT client, body_hash, document_id, %(saga_id)s, source_uri, %(run_id)s
+-- With the time at which it was asked for.
+INSERT INTO apex.submission (client, body_hash, document_id, saga_id, source_uri, run_id, created_at)
+SELECT client, body_hash, document_id, %(saga_id)s, source_uri, %(run_id)s, created_at
 FROM apex.submission WHERE saga_id = %(predecessor_saga_id)s
+
+-- forget_retries --
+DELETE FROM apex.retry WHERE saga_id = ANY (%(saga_ids)s)
 
 -- successors --
 SELECT * FROM apex.saga_state

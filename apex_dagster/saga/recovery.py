@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
+from apex_dagster.saga.admission import Admission
 from apex_dagster.saga.compensation import Compensation
 from apex_dagster.saga.engine import SagaEngine
+from apex_dagster.saga.failpoints import reach
 from apex_dagster.saga.opening import waiting_restarts
 from apex_dagster.saga.saga import Failure, Saga
+from apex_dagster.saga.scheduled_retry import count_due_retries, open_due_retries
 from apex_dagster.saga.states import CLAIMED, Status
 
 log = structlog.get_logger(__name__)
@@ -32,6 +35,7 @@ class Recovery:
     ) -> None:
         self._engine, self._compensation = engine, compensation
         self._resume, self._takeovers_max = resume, takeovers_max
+        self._admission = Admission(engine.breakers)
 
     def recover(self, *, owner: str, limit: int = 50) -> list[Saga]:
         """Take over and finish up to `limit` sagas; all of them, as they are now.
@@ -53,6 +57,30 @@ class Recovery:
             for saga in (saga for saga in taken if saga.status is Status.IN_PROGRESS):
                 self._finish(saga, owner)
         return self._engine.ledger.sagas([saga.saga_id for saga in taken])
+
+    def retry_due(self, *, limit: int = 50, owner: str | None = None) -> list[Saga]:
+        """Try files again whose time has come, as many as may come in now and `limit` at most.
+
+        Returns the sagas opened for that, as they are now: pending, for whoever drives such sagas
+        (workers at once, recovery when their first lease has run out), or, with `owner`, driven
+        here to their ends. None while a store is down: its return is waited for.
+        """
+        ledger = self._engine.ledger
+        due = count_due_retries(ledger, limit=limit)
+        granted = self._admission.grant(due) if due else 0
+        if not granted:
+            return []
+        opened = open_due_retries(ledger, limit=granted)
+        reach("retried")
+        if owner is not None:
+            self.drive(opened, owner=owner)
+        return ledger.sagas([saga.saga_id for saga in opened])
+
+    def drive(self, pending: Sequence[Saga], *, owner: str) -> None:
+        """Claim sagas that wait for a driver and bring them to their ends, in one batch; those that
+        somebody else has claimed are that one's."""
+        with self._engine.lease(owner):
+            self._resume(self._engine.move(CLAIMED, pending, owner=owner), owner)
 
     def _finish(self, saga: Saga, owner: str) -> None:
         if saga.error is None and saga.takeovers <= self._takeovers_max:

@@ -76,6 +76,12 @@ WAITED = _move("saga_waits", {Status.COMPENSATING, Status.COMPLETED})
 COMPENSATED = _move("saga_compensated", {Status.COMPENSATING}, Status.COMPENSATED)
 FAILED = _move("saga_failed", {Status.COMPENSATING}, Status.FAILED)
 
+# What becomes of a compensated saga's submission. The saga itself has ended, and stays as it is.
+RETRY_SCHEDULED = _move("retry_scheduled", {Status.COMPENSATED})
+RETRY_DROPPED = _move("retry_dropped", {Status.COMPENSATED}, records="error")
+QUARANTINE_RELEASED = _move("quarantine_released", {Status.COMPENSATED})
+QUARANTINE_DROPPED = _move("quarantine_dropped", {Status.COMPENSATED})
+
 MOVES = (
     OPENED,
     CLAIMED,
@@ -94,4 +100,8 @@ MOVES = (
     WAITED,
     COMPENSATED,
     FAILED,
+    RETRY_SCHEDULED,
+    RETRY_DROPPED,
+    QUARANTINE_RELEASED,
+    QUARANTINE_DROPPED,
 )

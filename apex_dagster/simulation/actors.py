@@ -150,6 +150,8 @@ class Actors:
                 continue  # a tick that would find nothing
             try:
                 ingestion.recovery.recover(owner=f"{name}.{tick}")
+                # Driven at once, as `apex saga recover` does, or left pending, as the sensor does.
+                ingestion.recovery.retry_due(owner=f"{name}.{tick}" if tick % 2 else None)
                 ingestion.sweep()
             except ApexError as error:
                 self._world.note(f"{name} fails: {error}")
@@ -211,7 +213,9 @@ class Actors:
         return Ingestion(
             ledger=ledger,
             engine=engine,
-            compensation=parts.compensation(engine, retry=retry, order="lifo"),
+            compensation=parts.compensation(
+                engine, retry=retry, order="lifo", schedule=parts.schedule
+            ),
             extractor=Extractor(),
             extractions=extractions,
             takeovers_max=3,

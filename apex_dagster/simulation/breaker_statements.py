@@ -1,4 +1,4 @@
-"""What each statement of `breaker.sql` does to the tables, but for those of admission."""
+"""What each statement of `breaker.sql` does to the tables."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class BreakerStatements(Statements):
             return []
         flaps = known and known["closed_at"] > now - timedelta(seconds=v["flap_s"])
         failed = known["failed_probes"] + 1 if known and flaps else 0
-        return [self._put_breaker(v, opened_at=now, closed_at=None, failed_probes=failed)]
+        opened = {"opened_at": now, "closed_at": None, "failed_probes": failed, "admitted": 0}
+        return [self._put_breaker(v, **opened)]
 
     def _claim_probes(self, v: Values) -> Iterable[Row]:
         now, claimed = self.now(), []
@@ -51,7 +52,7 @@ class BreakerStatements(Statements):
         if breaker["probe_owner"] != v["owner"] or breaker["closed_at"] is not None:
             return []
         closed = {"closed_at": self.now(), "probe_owner": None, "probe_expires_at": None}
-        self.tables.breakers[v["store"]] = breaker | closed
+        self.tables.breakers[v["store"]] = breaker | closed | {"admitted": 0}
         for saga in self._all():
             if v["store"] in (saga["waits_for"] or ()) and saga["lease_owner"] is None:
                 self._put(saga | {"lease_expires_at": self.now()})
@@ -78,7 +79,24 @@ class BreakerStatements(Statements):
         if known is None or (known["closed_at"] is not None and known["closed_at"] < opened_at):
             outage = {"jitter": 0.0, "delay_s": 0.0, "delay_s_max": 0.0} | dict(v)
             failed = known["failed_probes"] if known else 0
-            self._put_breaker(outage, opened_at=opened_at, closed_at=now, failed_probes=failed)
+            told = {"opened_at": opened_at, "closed_at": now, "failed_probes": failed}
+            self._put_breaker(outage, **told, admitted=0)
+        return []
+
+    def _lock_restarting(self, v: Values) -> Iterable[Row]:
+        now = self.now()
+        for store, breaker in sorted(self.tables.breakers.items()):
+            if breaker["closed_at"] is not None:
+                closed_for_s = (now - breaker["closed_at"]).total_seconds()
+                if closed_for_s < v["ramp_s"]:
+                    admitted = breaker["admitted"]
+                    yield {"store": store, "admitted": admitted, "closed_for_s": closed_for_s}
+
+    def _count_admitted(self, v: Values) -> Iterable[Row]:
+        for store in v["stores"]:
+            breaker = self.tables.breakers[store]
+            counted = {"admitted": breaker["admitted"] + v["documents"]}
+            self.tables.breakers[store] = breaker | counted
         return []
 
     def _hand_back(self, v: Values) -> Iterable[Row]:

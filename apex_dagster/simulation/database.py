@@ -14,20 +14,21 @@ from datetime import datetime
 from apex_dagster.simulation.breaker_statements import BreakerStatements
 from apex_dagster.simulation.ledger_statements import LedgerStatements, is_unfinished
 from apex_dagster.simulation.opening_statements import OpeningStatements
+from apex_dagster.simulation.retry_statements import RetryStatements
 from apex_dagster.simulation.tables import Row, Tables, Values
 from apex_dagster.sql import load_queries
 
 # The text of a statement -> its name, "file:name".
 STATEMENTS = {
     text: f"{file}:{name}"
-    for file in ("ledger", "opening", "wakeup", "breaker")
+    for file in ("ledger", "opening", "scheduled_retry", "wakeup", "breaker")
     for name, text in load_queries("apex_dagster.saga", f"{file}.sql").items()
 }
 _WRITES = re.compile(r"\b(INSERT INTO|UPDATE|DELETE FROM) apex\.")
 _WRITING = frozenset(name for text, name in STATEMENTS.items() if _WRITES.search(text))
 
 
-class Database(LedgerStatements, OpeningStatements, BreakerStatements):
+class Database(LedgerStatements, OpeningStatements, RetryStatements, BreakerStatements):
     """Tables and statements. `name_saga` may replace the random id of a saga about to be inserted,
     so that a seed replays: ids decide the order in which sagas are locked, moved and returned."""
 
@@ -70,6 +71,8 @@ class Database(LedgerStatements, OpeningStatements, BreakerStatements):
     def has_overdue_work(self) -> bool:
         """Whether a recovery or a sweep would find something to do."""
         now, tables = self.now(), self.tables
+        if any(retry["due_at"] < now for retry in tables.retries.values()):
+            return True
         if any(due_at < now for _, due_at in tables.sweeps):
             return True
         return any(is_unfinished(s) and s["lease_expires_at"] < now for s in tables.sagas.values())

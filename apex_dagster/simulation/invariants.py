@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from apex_dagster.records import SagaId
 from apex_dagster.simulation.cache import ModelCache
 from apex_dagster.simulation.database import Database
 from apex_dagster.simulation.graph import ModelGraph
+from apex_dagster.simulation.ledger_statements import failures_of
 from apex_dagster.simulation.model_store import ModelStore
+from apex_dagster.simulation.parts import SCHEDULE
 from apex_dagster.simulation.tables import Row, Tables
 from apex_dagster.simulation.world import World
 
 _UNFINISHED = ("pending", "in_progress", "compensating")
+_PASSING = ("transient", "store_down", "unknown_outcome", "interrupted")
 _SWEEP_S_MAX = 60.0  # how long after it is due a sweep is over, in fair weather
 
 
@@ -162,12 +165,30 @@ class Invariants:
 
     # -- at the end --------------------------------------------------------------------------------
 
-    def check_ended(self) -> None:
-        """No saga has work left."""
+    def check_ended(self, *, opened_before: datetime | None = None) -> None:
+        """No saga has work left; none of those, with `opened_before`."""
         for saga in self._tables.sagas.values():
+            if opened_before is not None and saga["created_at"] >= opened_before:
+                continue
             unpublished = saga["status"] == "completed" and saga["published_at"] is None
             if unpublished or saga["status"] in _UNFINISHED:
                 self.found.append(f"{saga['saga_id']} is {saga['status']} past the bound")
+        self.raise_found()
+
+    def check_retries(self) -> None:
+        """Files that failed for a passing cause were tried again, and not too often."""
+        sagas, quarantine = self._tables.sagas, self._tables.quarantine
+        self.found += [f"{saga_id} is still to be tried again" for saga_id in self._tables.retries]
+        files = {s["saga_id"] for s in self._tables.submissions.values() if s["source_uri"]}
+        succeeded = {saga["predecessor_saga_id"] for saga in sagas.values()}
+        for saga_id in sorted(files - succeeded):
+            saga, entry = sagas[saga_id], quarantine.get(saga_id)
+            passing = saga["status"] == "compensated" and saga["error"]["class"] in _PASSING
+            if passing and (entry is None or entry["released_at"]):
+                self.found.append(f"{saga_id} has failed for a passing cause and is forgotten")
+        for saga in sagas.values():
+            if (tries := len(failures_of(sagas.values(), saga))) > SCHEDULE.attempts_max:
+                self.found.append(f"the submission of {saga['saga_id']} was tried {tries} times")
         self.raise_found()
 
     def check_rest(self, acknowledged: Mapping[SagaId, str]) -> None:

@@ -185,12 +185,22 @@ class LedgerStatements(Statements):
     def _quarantine(self, v: Values) -> Iterable[Row]:
         for saga in self._chosen(v):
             error = saga["error"] or {}
-            self.tables.quarantine[saga["saga_id"]] = {
+            tried = [s["takeovers"] + 1 for s in failures_of(self._all(), saga)]
+            before = self.tables.quarantine.get(saga["saga_id"], {"dropped_at": None})
+            self.tables.quarantine[saga["saga_id"]] = before | {
                 "saga_id": saga["saga_id"],
                 "document_id": saga["document_id"],
                 "error_class": error.get("class") or "unexpected",
+                "attempts": max(1, sum(tried)),
                 "released_at": None,
             }
+        return []
+
+    def _leave_quarantine(self, v: Values) -> Iterable[Row]:
+        for saga_id in v["saga_ids"]:
+            entry = self.tables.quarantine.get(saga_id)
+            if entry and entry["released_at"] is None and entry["dropped_at"] is None:
+                self.tables.quarantine[saga_id] = entry | {"released_at": self.now()}
         return []
 
     # -- extractions -------------------------------------------------------------------------------
@@ -240,6 +250,16 @@ def is_unfinished(saga: Row) -> bool:
     """Whether somebody has to drive it on when its owner falls silent."""
     unpublished = saga["status"] == "completed" and saga["published_at"] is None
     return unpublished or saga["status"] in ("pending", "in_progress", "compensating")
+
+
+def failures_of(sagas: Iterable[Row], saga: Row) -> list[Row]:
+    """Those that stand for the same submission, and did not just lose to another version."""
+    return [
+        other
+        for other in sagas
+        if (other["document_id"], other["arrival"]) == (saga["document_id"], saga["arrival"])
+        and (other["error"] or {}).get("class") != "version_conflict"
+    ]
 
 
 def _is_dead(saga: Row, document: Row) -> bool:

@@ -54,12 +54,11 @@ class MoveWatch:
                 self._check_pointer(was, document)
 
     def _check_opened(self, saga: Row) -> None:
-        """Content that starts again after a conflict keeps its place in the order of arrival."""
+        """Content that starts again by itself keeps its place in the order of arrival."""
         predecessor = self._database.tables.sagas.get(saga["predecessor_saga_id"] or "")
         if predecessor is None or saga["run_id"] not in (None, predecessor["run_id"]):
             return  # somebody wants this content now
-        conflict = (predecessor["error"] or {}).get("class") == "version_conflict"
-        if conflict and saga["arrival"] != predecessor["arrival"]:
+        if saga["arrival"] != predecessor["arrival"]:
             self._report(f"{saga['saga_id']} has jumped the queue by starting again")
 
     def _check_status(self, was: Row, saga: Row) -> None:
@@ -78,7 +77,8 @@ class MoveWatch:
         if claimed:
             self._holders[saga_id] = self._who()
             self._note(f"    {saga_id} is held by {saga['lease_owner']}, epoch {saga['epoch']}")
-        elif saga["event_seq"] != was["event_seq"]:
+        elif saga["event_seq"] != was["event_seq"] and was["status"] != "compensated":
+            # What becomes of a compensated one's submission is anybody's to note.
             holder = self._holders.get(saga_id, self._who())
             if holder != self._who():
                 self._report(f"{self._who()} moved {saga_id}, which {holder} holds")

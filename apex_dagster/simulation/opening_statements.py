@@ -127,6 +127,11 @@ class OpeningStatements(Statements):
             self.tables.extractions[v["saga_id"]] = source | {"saga_id": v["saga_id"]}
         return []
 
+    def _forget_retries(self, v: Values) -> Iterable[Row]:
+        for saga_id in v["saga_ids"]:
+            self.tables.retries.pop(saga_id, None)
+        return []
+
     def _insert_submissions(self, v: Values) -> Iterable[Row]:
         names = {
             "client": "clients",
@@ -137,7 +142,8 @@ class OpeningStatements(Statements):
             "source_uri": "source_uris",
         }
         for row in _rows(v, names):
-            self.tables.submissions[len(self.tables.submissions)] = row | {"run_id": v["run_id"]}
+            more = {"run_id": v["run_id"], "created_at": self.now()}
+            self.tables.submissions[len(self.tables.submissions)] = row | more
         return []
 
     def _copy_submissions(self, v: Values) -> Iterable[Row]:

@@ -22,13 +22,14 @@ from apex_dagster.simulation.invariants import Invariants, Violation
 from apex_dagster.simulation.model_store import ModelStore
 from apex_dagster.simulation.moves import MoveWatch
 from apex_dagster.simulation.network import Network
-from apex_dagster.simulation.parts import Parts
+from apex_dagster.simulation.parts import SCHEDULE, Parts
 from apex_dagster.simulation.plan import FAULTS_S, Outage, Plan
 from apex_dagster.simulation.tables import Tables
 from apex_dagster.simulation.traps import Traps
 from apex_dagster.simulation.world import World, current_task
 
 _BOUND_S = 60.0  # after the last lease has run out, as APEX_SAGA_BOUND_S
+_POSTPONED_S = 25.0  # a retry that waits for another submission's end, and the tick after that
 _DAY_S = 86_400.0  # after a saga's end comes its last sweep
 _MARGIN_S = 5.0
 _SWEEPS_MAX = 100  # a few sagas, three sweeps each
@@ -133,8 +134,13 @@ class _Scenario:
         world.note("the faults are over")
         for after_s in (20.0, 60.0):
             world.at(after_s, actors.redrive)
+        calm_at = world.now()
         world.run(FAULTS_S + LEASE_S + _BOUND_S)
+        self._invariants.check_ended(opened_before=calm_at)
+        # The last that failed waits longest; then nobody may claim it until its lease has run out.
+        world.run(world.now_s + SCHEDULE.delay_s_max + 2 * _POSTPONED_S + LEASE_S + _BOUND_S)
         self._invariants.check_ended()
+        self._invariants.check_retries()
         actors.over = True
         self._sweep_until_rest()
         self._invariants.check_rest(actors.acknowledged)

@@ -23,6 +23,7 @@ class Tables:
     extractions: dict[str, Row] = field(default_factory=dict)
     submissions: dict[int, Row] = field(default_factory=dict)
     sweeps: dict[tuple[str, datetime], Row] = field(default_factory=dict)
+    retries: dict[str, Row] = field(default_factory=dict)
     quarantine: dict[str, Row] = field(default_factory=dict)
     events: dict[tuple[str, int], Row] = field(default_factory=dict)
     breakers: dict[str, Row] = field(default_factory=dict)

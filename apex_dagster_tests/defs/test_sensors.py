@@ -18,6 +18,7 @@ from apex_dagster.saga.failpoints import SimulatedCrash, armed
 from apex_dagster.saga.states import Status
 from apex_dagster_tests.applications import assert_whole
 from apex_dagster_tests.documents import document, submission
+from apex_dagster_tests.ingestion.files import make_due
 
 
 class Ticks:
@@ -154,24 +155,59 @@ def test_a_bad_file_goes_to_quarantine_with_its_reason(
     assert not bad.exists()
 
 
-def test_a_file_whose_store_was_down_is_tried_again(
-    dagster_app: Application, ticks: Ticks, unique: str, monkeypatch: pytest.MonkeyPatch
+def recovery_tick(instance: dg.DagsterInstance) -> str:
+    """One evaluation of the recovery sensor; what it says."""
+    resources = {"sagas": resources_from_environment()["sagas"]}
+    with dg.build_sensor_context(
+        instance=instance, definitions=defs, resources=resources
+    ) as context:
+        data = defs.get_sensor_def("recovery_sensor").evaluate_tick(context)
+    return data.skip_message or ""
+
+
+def test_a_file_whose_store_was_down_is_left_to_the_ledger_which_tries_it_again(
+    dagster_app: Application, ticks: Ticks, instance: dg.DagsterInstance, unique: str
 ) -> None:
-    monkeypatch.setattr(sensors, "_RETRY_AFTER_S", 0.0)
     path = drop(dagster_app, unique)
     ticks.tick()
     [request] = ticks.tick()
     with armed("started:qdrant_write=unavailable"):
         assert not ticks.run(request).success
     assert path.exists()
-    [again] = ticks.tick()
-    assert again.run_key != request.run_key
-    assert ticks.run(again).success
-    assert not path.exists()
+    dagster_app.breakers.probe(at_once=True)
+    for _ in range(dagster_app.settings.file_attempts + 2):
+        assert ticks.tick() == []
+    assert "1 under way" in ticks.skipped
+    make_due(dagster_app)
+    assert "1 files tried again" in recovery_tick(instance)
+    [saga] = dagster_app.ledger.newest_sagas(document_ids=[unique])
+    assert saga.status is Status.PENDING  # for a worker, or for the sensor once its lease is over
+    with dagster_app.ledger.transaction() as tx:
+        tx.execute("UPDATE apex.saga_state SET lease_expires_at = '2000-01-01'")
+    assert "1 sagas finished" in recovery_tick(instance)
+    assert ticks.tick() == []
+    assert (dagster_app.inbox.folder / "processed" / path.name).exists()
     assert_whole(dagster_app, unique)
 
 
-def test_a_file_that_never_works_is_given_up_with_its_reason(
+def test_a_sensor_that_has_forgotten_everything_leaves_to_the_ledger_what_that_has_taken_in(
+    dagster_app: Application,
+    ticks: Ticks,
+    instance: dg.DagsterInstance,
+    ingest_job: ReconstructableJob,
+    unique: str,
+) -> None:
+    drop(dagster_app, unique)
+    ticks.tick()
+    [request] = ticks.tick()
+    with armed("started:qdrant_write=unavailable"):
+        ticks.run(request)
+    dagster_app.breakers.probe(at_once=True)
+    young = Ticks(instance, ingest_job)
+    assert [young.tick() for _ in range(3)] == [[], [], []]
+
+
+def test_a_file_that_no_run_takes_in_is_given_up_with_its_reason(
     dagster_app: Application,
     ticks: Ticks,
     unique: str,
@@ -180,11 +216,14 @@ def test_a_file_that_never_works_is_given_up_with_its_reason(
     monkeypatch.setattr(sensors, "_RETRY_AFTER_S", 0.0)
     path = drop(dagster_app, unique)
     ticks.tick()
-    with armed("started:qdrant_write=unavailable"):
-        for _ in range(dagster_app.settings.file_attempts):
-            [request] = ticks.tick()
-            assert not ticks.run(request).success
+    lost = dagster_app.inbox.folder / "lost.json"
+    for _ in range(dagster_app.settings.file_attempts):
+        [request] = ticks.tick()
+        path.rename(lost)  # not there when its run looks, and there again afterwards
+        ticks.run(request)
+        lost.rename(path)
     assert ticks.tick() == []
+    assert dagster_app.ledger.list_sagas(document_id=unique) == []
     assert not path.exists()
     reason = dagster_app.inbox.folder / "quarantine" / f"{path.name}.reason.json"
     assert "5 runs" in reason.read_text()
@@ -262,12 +301,7 @@ def test_the_recovery_sensor_finishes_what_a_dead_owner_left(
     with dagster_app.ledger.transaction() as tx:
         tx.execute("UPDATE apex.saga_state SET lease_expires_at = clock_timestamp()")
     time.sleep(0.01)
-    resources = {"sagas": resources_from_environment()["sagas"]}
-    with dg.build_sensor_context(
-        instance=instance, definitions=defs, resources=resources
-    ) as context:
-        data = defs.get_sensor_def("recovery_sensor").evaluate_tick(context)
-    assert "1 sagas finished" in (data.skip_message or "")
+    assert "1 sagas finished" in recovery_tick(instance)
     [saga] = dagster_app.ledger.list_sagas(document_id=unique)
     assert saga.status is Status.COMPLETED
     assert_whole(dagster_app, unique)
@@ -285,11 +319,7 @@ def test_the_recovery_sensor_forgets_keys_that_nobody_repeats(
                 " now() - %s * interval '1 day' FROM apex.saga_state",
                 [key, age_days],
             )
-    resources = {"sagas": resources_from_environment()["sagas"]}
-    with dg.build_sensor_context(
-        instance=instance, definitions=defs, resources=resources
-    ) as context:
-        defs.get_sensor_def("recovery_sensor").evaluate_tick(context)
+    recovery_tick(instance)
     with dagster_app.ledger.transaction() as tx:
         rows = tx.execute("SELECT idempotency_key FROM apex.submission").fetchall()
     keys = {row["idempotency_key"] for row in rows}

@@ -11,18 +11,23 @@ import sys
 
 from pydantic import SecretStr
 
-from apex_dagster.composition import build
+from apex_dagster.composition import Application, build
 from apex_dagster.settings import Endpoints, Settings
 from apex_dagster_tests.documents import submission
 
 
 def main() -> None:
     document_id, edition = sys.argv[1], int(sys.argv[2])
+    app = build_from_environment()
+    app.ingestion.ingest([submission(document_id, edition=edition)], owner="victim")
+
+
+def build_from_environment() -> Application:
+    """The application over the servers in APEX_TEST_ENDPOINTS."""
     values = json.loads(os.environ["APEX_TEST_ENDPOINTS"])
     secret = {"neo4j_password", "postgres_url", "qdrant_api_key", "redis_url"}
     endpoints = Endpoints(**{k: SecretStr(v) if k in secret else v for k, v in values.items()})
-    app = build(Settings(), endpoints)
-    app.ingestion.ingest([submission(document_id, edition=edition)], owner="victim")
+    return build(Settings(), endpoints)
 
 
 if __name__ == "__main__":

@@ -22,28 +22,34 @@ def start_victim(
     app: Application, endpoints: Endpoints, document_id: str, *, failpoints: str
 ) -> subprocess.Popen[str]:
     """Ingest the second edition in a process of its own, with a lease of a second."""
-    values = {
-        name: value.get_secret_value() if isinstance(value, SecretStr) else value
-        for name, value in asdict(endpoints).items()
-    }
     return subprocess.Popen(
         [sys.executable, "-m", "apex_dagster_tests.ingestion.crash_driver", document_id, "2"],
-        env=os.environ
-        | {
-            "APEX_TEST_ENDPOINTS": json.dumps(values),
-            "APEX_FAILPOINTS": failpoints,
-            "APEX_LEASE_S": "1",
-            "APEX_GRACE_S": "0",
-            # What it holds locked in Neo4j while it stands still is let go after this time.
-            "APEX_STEP_TIMEOUT_S": "5",
-            "APEX_HOME": str(app.settings.home),
-            "APEX_QDRANT_COLLECTION": app.settings.qdrant_collection,
-            "APEX_REDIS_PREFIX": app.settings.redis_prefix,
-        },
+        env=os.environ | victim_environment(app, endpoints, failpoints=failpoints),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def victim_environment(
+    app: Application, endpoints: Endpoints, *, failpoints: str
+) -> dict[str, str]:
+    """For a process that works on what `app` works on."""
+    values = {
+        name: value.get_secret_value() if isinstance(value, SecretStr) else value
+        for name, value in asdict(endpoints).items()
+    }
+    return {
+        "APEX_TEST_ENDPOINTS": json.dumps(values),
+        "APEX_FAILPOINTS": failpoints,
+        "APEX_LEASE_S": "1",
+        "APEX_GRACE_S": "0",
+        # What it holds locked in Neo4j while it stands still is let go after this time.
+        "APEX_STEP_TIMEOUT_S": "5",
+        "APEX_HOME": str(app.settings.home),
+        "APEX_QDRANT_COLLECTION": app.settings.qdrant_collection,
+        "APEX_REDIS_PREFIX": app.settings.redis_prefix,
+    }
 
 
 def wait_until_stopped(victim: subprocess.Popen[str]) -> None:

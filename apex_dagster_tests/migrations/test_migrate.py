@@ -20,6 +20,7 @@ TABLES = {
     "documents",
     "extraction",
     "quarantine",
+    "retry",
     "saga_event",
     "saga_state",
     "submission",

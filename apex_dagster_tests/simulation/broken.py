@@ -192,6 +192,30 @@ class CacheServesStaged(ModelCache):
             self.live[version.ref.document_id] = replace(item_of(version), status="committed")
 
 
+# -- what is tried again ---------------------------------------------------------------------------
+
+
+class ForgetsRetries(Database):
+    """A file that failed for a passing cause is never tried again."""
+
+    def _schedule_retries(self, v: Values) -> Iterable[Row]:
+        return []
+
+
+class KeepsRetries(Database):
+    """A retry stays, though its successor was opened."""
+
+    def _forget_retries(self, v: Values) -> Iterable[Row]:
+        return []
+
+
+class CountsOneTry(Database):
+    """Every failure is taken for the first one."""
+
+    def _tries(self, v: Values) -> Iterable[Row]:
+        return [row | {"tries": 1} for row in super()._tries(v)]
+
+
 # In which each of these has to be found. The rarest shows in one seed of fifty; which one that is
 # changes with every request that the engine sends more or less.
 SEEDS_MAX = 1000
@@ -216,4 +240,7 @@ BROKEN: dict[str, Parts] = {
     "the cache's fence expires": Parts(cache=FenceExpires),
     "the cache serves what is staged": Parts(cache=CacheServesStaged),
     "removal at once": Parts(grace_s=-1.0),
+    "retries are forgotten": Parts(database=ForgetsRetries),
+    "a retry outlives its successor's opening": Parts(database=KeepsRetries),
+    "retries are not counted": Parts(database=CountsOneTry),
 }

@@ -17,6 +17,12 @@ from apex_dagster.saga.opening import (
     waiting_restarts,
 )
 from apex_dagster.saga.saga import Failure, Saga
+from apex_dagster.saga.scheduled_retry import (
+    RetrySchedule,
+    count_due_retries,
+    open_due_retries,
+    settle_compensated,
+)
 from apex_dagster.saga.states import MOVES, STEP_STARTED, Status
 from apex_dagster_tests.simulation.twin_ledgers import LEASE_S, TwinLedgers
 
@@ -75,7 +81,11 @@ class LedgerPlayer:
     def _opening(self, document_id: str) -> Opening:
         content = self._draw.choice(("x", "y", "z"))
         document = Document(
-            document_id=document_id, name="n.txt", content=content.encode(), metadata={"k": [1]}
+            document_id=document_id,
+            name="n.txt",
+            content=content.encode(),
+            metadata={"k": [1]},
+            source_uri=self._draw.choice((None, "inbox:n.txt")),
         )
         body = self._draw.choice((None, b"packed"))
         return Opening(
@@ -118,7 +128,9 @@ class LedgerPlayer:
 
     def _do_fail(self) -> None:
         sagas = self._some(Status.IN_PROGRESS)
-        error_class = self._draw.choice(("version_conflict", "permanent", "transient"))
+        error_class = self._draw.choice(
+            ("version_conflict", "permanent", "transient", "store_down", "requested")
+        )
         failure = Failure(error_class=error_class, step="qdrant_write", message="no")
         details = {saga.saga_id: failure.as_detail() for saga in sagas}
         self._both(
@@ -158,15 +170,28 @@ class LedgerPlayer:
     def _do_close_compensated(self) -> None:
         done, failed = self._some(Status.COMPENSATING), self._some(Status.COMPENSATING)
         failed = [saga for saga in failed if saga not in done]
-        bad = self._draw.choice((failed, done + failed))
+        schedule = RetrySchedule(attempts_max=3, delay_s=250.0, delay_s_max=1000.0)
 
         def close(ledger: Ledger) -> object:
             with ledger.transaction() as tx:
-                ended = ledger.close_compensated(done, failed, bad, sweep_after_s=(0.0,), tx=tx)
-                losers = [saga for saga in ended if saga.status is Status.COMPENSATED]
-                return ended, restart(ledger, tx, losers)
+                ended = ledger.close_compensated(done, failed, sweep_after_s=(0.0,), tx=tx)
+                closed = [saga for saga in ended if saga.status is Status.COMPENSATED]
+                losers = [s for s in closed if (s.error or {}).get("class") == "version_conflict"]
+                restarted = restart(ledger, tx, losers)
+                bad = settle_compensated(ledger, tx, closed, schedule)
+                ledger.quarantine(ended, bad, tx=tx)
+                return ended, restarted, bad
 
         self._both("close_compensated", close)
+
+    def _do_retry(self) -> None:
+        self._twins.pass_time(LEASE_S)
+        limit = self._draw.randint(1, 4)
+        self._both("count_due_retries", lambda ledger: count_due_retries(ledger, limit=limit))
+        self._both(
+            "open_due_retries",
+            lambda ledger: open_due_retries(ledger, limit=limit, postpone_s=250.0),
+        )
 
     def _do_open_successors(self) -> None:
         sagas, run_id = self._some(Status.COMPENSATED, stale=False), self._draw.choice(_RUNS)
@@ -272,10 +297,11 @@ class LedgerPlayer:
 WEIGHTS = {
     "claim": 3.0,
     "stage": 5.0,
-    "pivot": 4.0,
+    "pivot": 6.0,
     "close_published": 3.0,
     "open": 2.0,
     "compensate": 2.0,
-    "close_compensated": 2.0,
+    "close_compensated": 3.0,
+    "retry": 2.0,
     "store_extractions": 3.0,
 }

@@ -28,6 +28,7 @@ _TABLES = {
     "extractions": "extraction",
     "submissions": "submission",
     "quarantine": "quarantine",
+    "retries": "retry",
     "sweeps": "sweep",
 }
 _IGNORED = {"created_at", "updated_at", "at", "event_hash", "submission_id"}
@@ -63,7 +64,8 @@ class TwinLedgers:
         self._late_s += delay_s
         with psycopg.connect(self._url) as connection:
             values = {"ago": timedelta(seconds=delay_s)}
-            for table, column in (("saga_state", "lease_expires_at"), ("sweep", "due_at")):
+            moments = (("saga_state", "lease_expires_at"), ("sweep", "due_at"), ("retry", "due_at"))
+            for table, column in moments:
                 query = f"UPDATE apex.{table} SET {column} = {column} - %(ago)s"
                 connection.execute(query.encode(), values)
 
