@@ -5,6 +5,7 @@ A command that only reads the ledger takes `connected_ledger`, which spares it t
 
 from __future__ import annotations
 
+import getpass
 import logging
 import os
 import socket
@@ -28,6 +29,15 @@ CONNECT_TIMEOUT_S = 5
 def operator_name() -> str:
     """Who drives a saga that a command acts on, as the ledger keeps it."""
     return f"shell:{socket.gethostname()}:{os.getpid()}"
+
+
+def person_name() -> str:
+    """Who decides something with a command, as the audit trail keeps it."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user often has no name
+        user = f"uid-{os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
 
 
 @contextmanager

@@ -24,7 +24,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "saga": ("apex_dagster.cli.saga:saga", "Look at sagas, finish or undo them."),
         "quarantine": (
             "apex_dagster.cli.quarantine:quarantine",
-            "Look at documents whose saga cannot succeed as they are.",
+            "Look at documents whose saga cannot succeed, release or drop them.",
         ),
         "audit": (
             "apex_dagster.cli.audit:audit",

@@ -90,7 +90,8 @@ def recover(ctx: click.Context, as_json: bool) -> None:
         app.breakers.probe(at_once=True)
         finished = interventions.recover_all(app.ingestion, owner=operator_name())
         retried = interventions.retry_all(app.ingestion, owner=operator_name())
-        app.inbox.settle(app.ledger)
+        if app.inbox.folder.is_dir():  # the machine may be another than the one with the inbox
+            app.inbox.settle(app.ledger)
         failed = interventions.failed_sagas(app.ledger)
         now = datetime.now(UTC)
         still_open = app.ledger.list_sagas(statuses=sorted(OPEN), limit=10_000)

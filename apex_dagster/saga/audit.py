@@ -36,6 +36,7 @@ _CHECKS: Mapping[str, str] = {
     "missing_anchor": "audit_anchor",
     "renamed_sagas": "saga_state",
     "misplaced_pointers": "documents",
+    "misplaced_originals": "quarantine",
 }
 
 

@@ -208,6 +208,34 @@ SELECT document_id, saga_id, format('a pivot that replaces %%s', coalesce(previo
 FROM ordered WHERE replaced IS DISTINCT FROM previous
 LIMIT %(limit)s
 
+-- misplaced_originals --
+-- What was submitted is kept while a document waits in quarantine, and gone once somebody has dropped
+-- it. That it was dropped is known by an event alone, and the entry has to say the same.
+WITH dropped AS (
+    SELECT saga_id FROM apex.saga_event WHERE event = 'quarantine_dropped'
+), judged AS (
+    SELECT coalesce(q.saga_id, d.saga_id) AS saga_id, CASE
+        WHEN (d.saga_id IS NOT NULL) <> (q.saga_id IS NOT NULL AND q.dropped_at IS NOT NULL) THEN 'mark'
+        WHEN d.saga_id IS NOT NULL AND x.saga_id IS NOT NULL THEN 'kept'
+        WHEN d.saga_id IS NULL AND q.released_at IS NULL AND x.saga_id IS NULL THEN 'lost'
+        END AS fault
+    FROM apex.quarantine q FULL JOIN dropped d USING (saga_id)
+    LEFT JOIN apex.extraction x ON x.saga_id = coalesce(q.saga_id, d.saga_id)
+)
+SELECT s.document_id, j.saga_id,
+       CASE fault
+           WHEN 'mark' THEN 'the quarantine and the audit trail to agree on whether it was dropped'
+           WHEN 'kept' THEN 'nothing of a document that was dropped'
+           ELSE 'what was submitted, as it waits in quarantine'
+       END AS expected,
+       CASE fault
+           WHEN 'mark' THEN 'dropped in one of the two only'
+           WHEN 'kept' THEN 'what was submitted'
+           ELSE 'nothing, and no event that it was dropped'
+       END AS found
+FROM judged j LEFT JOIN apex.saga_state s USING (saga_id)
+WHERE fault IS NOT NULL LIMIT %(limit)s
+
 -- live_versions --
 -- What must be live and is published, by the events.
 WITH pivot AS (

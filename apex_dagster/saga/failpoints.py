@@ -15,7 +15,8 @@ transaction, before the commit), `pivoted`, `publishing:{step}`, `publish_sent:{
 `published:{step}`, `marked` (published everywhere, not yet recorded), `closed`; and `compensating`,
 `undoing:{step}`, `undo_sent:{step}`, `undone:{step}`, `undo_recorded:{step}`, `closing` (in its
 transaction, before the commit), `undone`; and, when it is tried again, `retrying` (in its
-transaction, before the commit), `retried` (opened, not claimed).
+transaction, before the commit), `retried` (opened, not claimed); and `releasing`, `dropping` (in
+their transactions, before the commit).
 """
 
 from __future__ import annotations

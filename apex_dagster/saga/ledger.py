@@ -329,6 +329,10 @@ class Ledger:
                 )
         return taken
 
+    def lock(self, saga_ids: Sequence[str], *, tx: Transaction) -> list[Saga]:
+        """These sagas, whose rows stay locked until the end of `tx`."""
+        return _sagas(tx, "lock_sagas", saga_ids=list(saga_ids))
+
     # -- extractions -----------------------------------------------------------------------------
 
     def submitted_documents(self, saga_ids: Sequence[str]) -> dict[SagaId, Document]:

@@ -220,6 +220,12 @@ def used_up_restarts(ledger: Ledger, losers: Sequence[Saga]) -> list[Saga]:
     return [saga for saga in losers if not _may_restart(saga, starts)]
 
 
+def with_payload(tx: Transaction, saga_ids: Sequence[SagaId]) -> set[SagaId]:
+    """Those of which it is still there what was submitted."""
+    rows = tx.execute(_SQL["with_payload"], {"saga_ids": list(saga_ids)}).fetchall()
+    return {row["saga_id"] for row in rows}
+
+
 def used_up(tx: Transaction, sagas: Sequence[Saga]) -> list[Saga]:
     """Those that have lost their pivot more often than they may start again."""
     losers = [s for s in sagas if (s.error or {}).get("class") == "version_conflict"]
@@ -256,11 +262,12 @@ def open_successors_of(
     documents = lock_documents(tx, sorted({saga.document_id for saga in sagas}))
     ids = [saga.saga_id for saga in sagas]
     existing = _sagas(tx, "successors", saga_ids=ids, run_id=run_id)
-    taken = {saga.predecessor_saga_id for saga in existing}
+    taken, kept = {saga.predecessor_saga_id for saga in existing}, with_payload(tx, ids)
     missing = [
         saga
         for saga in sagas
         if saga.saga_id not in taken
+        and saga.saga_id in kept
         and not documents[saga.document_id].saga_with(saga.content_hash)
     ]
     new = [

@@ -61,6 +61,10 @@ INSERT INTO apex.submission (client, body_hash, document_id, saga_id, source_uri
 SELECT client, body_hash, document_id, %(saga_id)s, source_uri, %(run_id)s, created_at
 FROM apex.submission WHERE saga_id = %(predecessor_saga_id)s
 
+-- with_payload --
+-- What was submitted is erased when somebody drops it from quarantine.
+SELECT saga_id FROM apex.extraction WHERE saga_id = ANY (%(saga_ids)s)
+
 -- forget_retries --
 DELETE FROM apex.retry WHERE saga_id = ANY (%(saga_ids)s)
 

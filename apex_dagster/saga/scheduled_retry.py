@@ -22,7 +22,12 @@ from apex_dagster.records import SagaId
 from apex_dagster.saga import states
 from apex_dagster.saga.failpoints import reach
 from apex_dagster.saga.ledger import Ledger, Transaction, saga_of
-from apex_dagster.saga.opening import lock_documents, open_successors_of, used_up
+from apex_dagster.saga.opening import (
+    lock_documents,
+    open_successors_of,
+    used_up,
+    with_payload,
+)
 from apex_dagster.saga.saga import Saga
 from apex_dagster.saga.wakeup import announce_pending
 from apex_dagster.sql import load_queries
@@ -146,7 +151,7 @@ def _open_or_settle(
 ) -> list[Saga]:
     document_ids = sorted({saga.document_id for saga in due})
     lock_documents(tx, document_ids)
-    scene = _Scene.of(tx, due, document_ids)
+    scene = Scene.of(tx, due, document_ids)
     overruled, postponed, opened = dict[SagaId, str](), list[SagaId](), list[Saga]()
     # The last to arrive first: what it opens is a reason for those before it to wait.
     for saga in sorted(due, key=lambda saga: saga.arrival, reverse=True):
@@ -169,19 +174,22 @@ def _open_or_settle(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Scene:
-    """How the documents of due retries stand, once their rows are locked."""
+class Scene:
+    """How the documents of sagas stand that are to be tried once more, their rows being locked."""
 
     waiting: set[SagaId]  # the retries that nobody else has taken in hand
+    kept: set[SagaId]  # what was submitted is still there
     asked_again: set[SagaId]  # those whose document shows what was sent again after them
     live: Mapping[str, Saga]  # by document
     unsettled: list[Saga]  # under way, being undone, or to be tried again
 
     @classmethod
-    def of(cls, tx: Transaction, due: Sequence[Saga], document_ids: Sequence[str]) -> _Scene:
-        ids, documents = [saga.saga_id for saga in due], {"document_ids": document_ids}
+    def of(cls, tx: Transaction, sagas: Sequence[Saga], document_ids: Sequence[str]) -> Scene:
+        """To be called when the documents are locked."""
+        ids, documents = [saga.saga_id for saga in sagas], {"document_ids": document_ids}
         return cls(
             waiting=_ids(tx, "waiting_retries", ids),
+            kept=with_payload(tx, ids),
             asked_again=_ids(tx, "asked_again", ids),
             live={saga.document_id: saga for saga in _sagas(tx, "live_sagas", documents)},
             unsettled=_sagas(tx, "unsettled_sagas", documents),
@@ -210,6 +218,10 @@ class _Scene:
             for other in self._rivals(saga)
             if other.status in (_PENDING, _IN_PROGRESS)
         )
+
+    def later(self, saga: Saga) -> list[Saga]:
+        """Submissions of the document that came after it, and may still become live."""
+        return [other for other in self._rivals(saga) if other.arrival > saga.arrival]
 
     def _may_change_before(self, saga: Saga) -> bool:
         """Whether other content may become live that arrived before it. Only an earlier one is

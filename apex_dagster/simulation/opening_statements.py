@@ -127,6 +127,11 @@ class OpeningStatements(Statements):
             self.tables.extractions[v["saga_id"]] = source | {"saga_id": v["saga_id"]}
         return []
 
+    def _with_payload(self, v: Values) -> Iterable[Row]:
+        return [
+            {"saga_id": saga_id} for saga_id in v["saga_ids"] if saga_id in self.tables.extractions
+        ]
+
     def _forget_retries(self, v: Values) -> Iterable[Row]:
         for saga_id in v["saga_ids"]:
             self.tables.retries.pop(saga_id, None)

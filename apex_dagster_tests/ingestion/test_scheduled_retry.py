@@ -18,6 +18,7 @@ from apex_dagster.errors import StoreUnavailable
 from apex_dagster.records import SagaId
 from apex_dagster.saga.failpoints import SimulatedCrash, armed
 from apex_dagster.saga.opening import Opened, Opening, open_sagas, open_successors
+from apex_dagster.saga.pending import claim_pending, pending_count
 from apex_dagster.saga.saga import Failure, Saga
 from apex_dagster.saga.scheduled_retry import RetrySchedule, open_due_retries
 from apex_dagster.saga.states import Status
@@ -95,6 +96,17 @@ def test_a_file_whose_store_was_stopped_is_ingested_when_it_is_back_without_anyb
     assert (waiting(app), app.ledger.quarantined()) == ([], [])
     app.ingestion.sweep()
     assert_whole(app, unique)
+
+
+def test_workers_take_what_is_tried_again_as_they_take_what_the_api_has_opened(
+    app: Application, unique: str
+) -> None:
+    saga = fail_once(app, unique)
+    make_due(app)
+    [again] = app.ingestion.recovery.retry_due()
+    assert pending_count(app.ledger) == 1
+    [claimed] = claim_pending(app.ledger, owner="w", run_id="run", limit=9, bytes_max=10**9)
+    assert (claimed.saga_id, claimed.predecessor_saga_id) == (again.saga_id, saga.saga_id)
 
 
 def test_when_its_attempts_are_used_up_a_file_is_in_both_quarantines_with_the_reason(
