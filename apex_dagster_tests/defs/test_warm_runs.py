@@ -212,6 +212,30 @@ def test_a_worker_is_replaced_after_its_runs_and_none_is_lost(
         assert pid_of(instance, third) != pid == pid_of(instance, first)
 
 
+def test_a_worker_that_stands_still_keeps_nobody_waiting(
+    dagster_app: Application,
+    instance: dg.DagsterInstance,
+    home: Path,
+    unique: str,
+    tmp_path: Path,
+) -> None:
+    failpoint = {"APEX_FAILPOINTS": "sent:qdrant_write=stop*1"}
+    with running_pool(instance, home, workers=1, **failpoint) as pool:
+        [pid] = pool.ready_pids()
+        stands_still = launch(instance, write(tmp_path, unique))
+        stopped = psutil.Process(pid)
+        wait_until(lambda: stopped.status() == psutil.STATUS_STOPPED, pool.describe)
+        other = launch(instance, write(tmp_path, f"{unique}-other"))
+        wait_until(lambda: pool.pid_of(other), pool.describe)  # another worker has begun with it
+        helper = psutil.Process(pool.pid_of(other))
+        wait_until(lambda: helper.status() == psutil.STATUS_STOPPED, pool.describe)
+        for worker in (helper, stopped):
+            worker.send_signal(signal.SIGCONT)
+        for run_id in (stands_still, other):
+            assert finished(instance, run_id, pool).status is dg.DagsterRunStatus.SUCCESS
+        wait_until(lambda: len(pool.ready_pids()) == 1, pool.describe)
+
+
 def test_sagas_that_wait_share_runs_in_which_each_is_found(
     dagster_app: Application,
     instance: dg.DagsterInstance,

@@ -14,8 +14,9 @@ import dagster as dg
 import psutil
 import pytest
 
-from apex_dagster.cli.dagster_dev import DIRECT, DagsterDev, dagster_dev, dagster_home
+from apex_dagster.cli.dagster_dev import DIRECT, DagsterDev, dagster_dev
 from apex_dagster.embedded import ports
+from apex_dagster.embedded.dagster_home import dagster_home
 from apex_dagster.settings import Settings
 
 WAIT_S = 600.0  # seconds on an idle machine; on a busy one starting a run alone takes half a minute

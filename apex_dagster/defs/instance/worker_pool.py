@@ -1,7 +1,8 @@
 """The pool of warm workers: which there are, what each does, and what waits for one.
 
 Workers are children of this process and end with it. They are replaced when they die, have grown
-too large, or have had their number of runs.
+too large, or have had their number of runs. While what there is to do waits for long, because all
+are busy or stand still, there are more of them.
 """
 
 import selectors
@@ -25,6 +26,9 @@ log = structlog.get_logger(__name__)
 # Runs that have been launched and wait for a worker. What is refused gets a process of its own;
 # QueuedRunCoordinator holds back more than a few anyhow.
 QUEUE_MAX = 16
+# Then another worker is started, up to twice as many as usual. A run that waits for longer than
+# run monitoring's start_timeout_seconds is failed.
+HELP_AFTER_S = 20.0
 # A cancelled run's worker that has not come back by then will not; Dagster has given it up.
 INTERRUPT_TIMEOUT_S = 90.0
 # A worker that ends before it is ready would be started over and over.
@@ -41,6 +45,7 @@ class Pool:
         self._workers: list[WorkerProcess] = []
         self._queue: deque[str] = deque()
         self._sagas_wait = self._sagas_go_first = False
+        self._work_waits_since: float | None = None  # by time.monotonic()
         self._start_failures, self._next_start = 0, 0.0
         self.selector = selectors.DefaultSelector()
 
@@ -112,12 +117,27 @@ class Pool:
         for worker in self._workers:
             if worker.interrupted_at and now - worker.interrupted_at > INTERRUPT_TIMEOUT_S:
                 worker.kill()
-        kept = sum(not (worker.retired or worker.replaced) for worker in self._workers)
-        if kept < self._settings.workers and now >= self._next_start:
+        if now >= self._next_start and self._kept() < self._wanted(now):
             self._start_worker()
         for worker in self._workers:
             if worker.idle:
                 self._give_work(worker)
+        if not (self._queue or self._sagas_wait):
+            self._work_waits_since = None
+        elif self._work_waits_since is None:
+            self._work_waits_since = now
+
+    def _kept(self) -> int:
+        return sum(not (worker.retired or worker.replaced) for worker in self._workers)
+
+    def _wanted(self, now: float) -> int:
+        """How many workers there should be: more than usual while none of them comes back."""
+        usual = self._settings.workers
+        since = self._work_waits_since
+        if since is None or now - since < HELP_AFTER_S:
+            return usual
+        all_ready = all(worker.ready for worker in self._workers)
+        return min(self._kept() + 1, 2 * usual) if all_ready else usual
 
     def _start_worker(self) -> None:
         worker = WorkerProcess(self.pool_id)
@@ -128,9 +148,11 @@ class Pool:
         """A launched run, or sagas that wait: by turns, so that neither keeps the other waiting."""
         if self._sagas_wait and (self._sagas_go_first or not self._queue):
             self._sagas_wait = self._sagas_go_first = False
+            self._work_waits_since = None
             worker.order("dispatch", str(uuid.uuid4()))
         elif self._queue:
             self._sagas_go_first = True
+            self._work_waits_since = None
             worker.runs += 1
             worker.order("run", self._queue.popleft())
 
@@ -150,7 +172,7 @@ class Pool:
 
     def _finish(self, worker: WorkerProcess, rss_bytes: int) -> None:
         worker.run_id, worker.interrupted_at = None, None
-        if worker.retired:
+        if worker.retired or self._kept() > self._settings.workers:
             worker.retire()
         elif not worker.replaced and (
             worker.runs >= self._settings.worker_runs_max
