@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import multiprocessing
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from multiprocessing.synchronize import Barrier
+from multiprocessing.synchronize import Barrier, Event
 from typing import Any
 
 from apex_dagster.composition import build
+from apex_dagster.errors import ApexError
 from apex_dagster.ingestion.ingest import Submission
 from apex_dagster.logs import configure_logs
 from apex_dagster.saga.saga import Saga
 from apex_dagster.settings import Endpoints, Settings
+from apex_dagster_tests.documents import submission
 
 PATIENCE_S = 240.0  # on a machine that has much else to do
 
@@ -59,6 +63,32 @@ def write_at_once(
     return answers
 
 
+@contextmanager
+def writing(
+    servers: Endpoints, settings: Mapping[str, Any], batches: Sequence[Sequence[str]]
+) -> Iterator[None]:
+    """One process for each batch of document ids, which ingests edition after edition of them, as
+    far as it is admitted, for the length of the block. What they leave behind is for recovery."""
+    over = _forked.Event()
+    processes = [
+        _forked.Process(
+            target=_keep_writing,
+            args=(servers, dict(settings), f"writer-{number}", list(batch), over),
+            daemon=True,
+        )
+        for number, batch in enumerate(batches)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for process in processes:
+            process.join(PATIENCE_S)
+    assert [process.exitcode for process in processes] == [0] * len(processes)
+
+
 class _CountRetries(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
@@ -87,9 +117,30 @@ def _write(
             store.ping()
         answers = Answers(retries=counter.counts)
         barrier.wait(PATIENCE_S)
-        for submission in submissions:
-            answers.sagas += app.ingestion.ingest([submission], owner=owner)
+        for each in submissions:
+            answers.sagas += app.ingestion.ingest([each], owner=owner)
             app.ingestion.sweep()
         answer.send(answers)
     except Exception as error:
         answer.send(RuntimeError(f"{owner}: {type(error).__name__}: {error}"))
+
+
+def _keep_writing(
+    servers: Endpoints,
+    settings: Mapping[str, Any],
+    owner: str,
+    document_ids: Sequence[str],
+    over: Event,
+) -> None:
+    app = build(Settings(**settings), servers)
+    for number in itertools.count():
+        if over.is_set():
+            return
+        try:
+            granted = app.admission.grant(len(document_ids))
+            batch = [submission(name, edition=number) for name in document_ids[:granted]]
+            app.ingestion.ingest(batch, owner=f"{owner}:{number}")
+        except ApexError:  # the ledger itself is down
+            granted = 0
+        if not granted:
+            over.wait(0.02)
