@@ -260,11 +260,12 @@ class SagaEngine:
         completed = first.completed + second.completed
         completed = self._with_unknown_outcomes(sagas, completed, owner=owner)
         self._report_lost(sagas, completed + failed)
-        return Commit(completed=self.publish(completed), failed=failed)
+        known = first.publications + second.publications
+        return Commit(completed=self.publish(completed, known=known), failed=failed)
 
     def _pivot(self, sagas: Sequence[Saga]) -> Pivoted:
         if not sagas:
-            return Pivoted(completed=[], conflicts=[], superseded=[], blocked=[])
+            return Pivoted()
         return self.retried(lambda: self.ledger.pivot(sagas, steps=self.step_names), "pivot")
 
     def _fail_at_pivot(
@@ -295,16 +296,18 @@ class SagaEngine:
         unpublished = [saga for saga in live if saga.published_at is None]
         self.publish(self.move(states.PUBLISH_RESUMED, unpublished, owner=owner))
 
-    def publish(self, completed: Sequence[Saga]) -> list[Saga]:
+    def publish(
+        self, completed: Sequence[Saga], *, known: Sequence[Publication] = ()
+    ) -> list[Saga]:
         """Mark versions live in every store; forward only, safe to repeat.
 
-        Returns all of `completed`; those with `published_at` None stay open work for recovery.
+        `known`: what of it has this moment become live. Returns all of `completed`; those with
+        `published_at` None stay open work for recovery.
         """
         if not completed:
             return []
         begun = time.perf_counter()
-        # What is not live any more was published by whoever replaced it, or it could not have been.
-        live = self.retried(lambda: self.ledger.publications(completed), "publications")
+        live = [*known, *self._live(completed, known)]
         published_by_step = self._retry.pace.run_all(
             [partial(self._publish_in, step, live, completed) for step in self.steps]
         )
@@ -322,10 +325,21 @@ class SagaEngine:
         )
         reach("closed")
         self._sweep_late_writes(done, published)
-        known = {saga.saga_id for saga in published}
+        closed = {saga.saga_id for saga in published}
         for saga in published:
             log.info("saga_completed", **_fields(saga), duration_ms=saga.duration_ms)
-        return [*published, *(saga for saga in completed if saga.saga_id not in known)]
+        return [*published, *(saga for saga in completed if saga.saga_id not in closed)]
+
+    def _live(
+        self, completed: Sequence[Saga], known: Sequence[Publication]
+    ) -> Sequence[Publication]:
+        """Those not `known` that are live still. What is not any more was published by whoever
+        replaced it, or it could not have been."""
+        pivoted = {publication.ref.saga_id for publication in known}
+        rest = [saga for saga in completed if saga.saga_id not in pivoted]
+        if not rest:
+            return []
+        return self.retried(lambda: self.ledger.publications(rest), "publications")
 
     def _publish_in(
         self, step: SagaStep, publications: Sequence[Publication], sagas: Sequence[Saga]

@@ -5,10 +5,12 @@
 -- rows in the order of saga_id, then document rows in the order of document_id, so none deadlock;
 -- FOR NO KEY UPDATE, as a submission that joins a saga locks its key while it holds the document.
 -- Leases are set and compared by clock_timestamp() of this database, never by a host's clock.
+-- Where every batch pays for it, arrays are sent in binary (%b): as text each string in them is searched
+-- for what has to be escaped, which took half of the client's time.
 
 -- advance --
 WITH move AS (
-    SELECT * FROM unnest(%(saga_ids)s::text[], %(epochs)s::integer[], %(details)s::jsonb[])
+    SELECT * FROM unnest(%(saga_ids)b::text[], %(epochs)s::integer[], %(details)b::jsonb[])
                   AS m (saga_id, epoch, detail)
 ), locked AS MATERIALIZED (
     SELECT s.saga_id FROM apex.saga_state s JOIN move m USING (saga_id)
@@ -61,11 +63,11 @@ SELECT * FROM moved ORDER BY saga_id
 -- UPDATE: each event carries on the hash of the one before it. What the chain is continued from is
 -- read under the lock, or a move that was in flight would be passed over.
 WITH RECURSIVE move AS (
-    SELECT * FROM unnest(%(saga_ids)s::text[], %(epochs)s::integer[], %(completed)s::jsonb[])
+    SELECT * FROM unnest(%(saga_ids)b::text[], %(epochs)s::integer[], %(completed)b::jsonb[])
                   AS m (saga_id, epoch, completed)
 ), record AS (
-    SELECT * FROM unnest(%(record_sagas)s::text[], %(numbers)s::integer[], %(steps)s::text[],
-                         %(durations_ms)s::double precision[], %(details)s::jsonb[])
+    SELECT * FROM unnest(%(record_sagas)b::text[], %(numbers)s::integer[], %(steps)b::text[],
+                         %(durations_ms)s::double precision[], %(details)b::jsonb[])
                   AS r (saga_id, number, step, duration_ms, detail)
 ), locked AS MATERIALIZED (
     SELECT s.saga_id, s.epoch, s.status, s.event_seq, s.event_hash, m.completed
