@@ -103,9 +103,11 @@ class QdrantStore:
     def publish(self, batch: Sequence[Publication]) -> None:
         """As the protocol says, as far as one store without transactions can: see the module."""
         with self._server.client() as client:
-            overtaken = self._overtaken(client, [publication.ref for publication in batch])
-            current = [p for p in batch if p.ref.document_id not in overtaken]
-            held = self._counts(client, [p.ref.saga_id for p in current])
+            current, held = list(batch), self._held_alone(client, batch)
+            if held is None:
+                overtaken = self._overtaken(client, [publication.ref for publication in batch])
+                current = [p for p in batch if p.ref.document_id not in overtaken]
+                held = self._counts(client, [p.ref.saga_id for p in current])
             present = [p for p in current if held[p.ref.saga_id] or p.ref.saga_id in self._empty]
             live = {p.ref.saga_id for p in present}
             replaced = {p.replaced.saga_id for p in present if p.replaced} - live
@@ -223,6 +225,35 @@ class QdrantStore:
             )
             counts |= {SagaId(str(hit.value)): hit.count for hit in facet.hits}
         return counts
+
+    def _held_alone(
+        self, client: QdrantClient, batch: Sequence[Publication]
+    ) -> dict[SagaId, int] | None:
+        """How many points each saga has, if the documents have no others than these and what they
+        replace, so that nothing newer can be published; else None.
+
+        Nearly always so, and one request, where asking for what is newer takes a condition for each
+        document.
+        """
+        held = dict.fromkeys((publication.ref.saga_id for publication in batch), 0)
+        document_ids = {publication.ref.document_id for publication in batch}
+        if not held or len(document_ids) < len(batch) or len(held) > _SAGAS_PER_REQUEST:
+            return None
+        theirs = models.FieldCondition(
+            key="document_id", match=models.MatchAny(any=sorted(document_ids))
+        )
+        facet = client.facet(
+            self._collection,
+            "saga_id",
+            facet_filter=models.Filter(must=[theirs]),
+            limit=2 * len(batch) + 1,  # one more than they can be
+            exact=True,
+        )
+        found = {SagaId(str(hit.value)): hit.count for hit in facet.hits}
+        replaced = {publication.replaced.saga_id for publication in batch if publication.replaced}
+        if not found.keys() <= held.keys() | replaced:
+            return None
+        return held | {saga_id: found[saga_id] for saga_id in found.keys() & held.keys()}
 
     def _overtaken(self, client: QdrantClient, refs: Sequence[VersionRef]) -> set[str]:
         """Documents of which a version newer than these has been published."""
