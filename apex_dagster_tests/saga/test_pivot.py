@@ -55,3 +55,28 @@ def test_a_pivot_whose_answer_was_lost_is_published(
     assert [saga.published_at is not None for saga in commit.completed] == [True]
     assert commit.failed == []
     assert_whole(app, unique)
+
+
+def test_a_pivot_tells_what_is_to_be_published_and_what_it_replaces(
+    app: Application, unique: str
+) -> None:
+    [first] = app.ingestion.ingest([submission(unique)], owner="before")
+    opened = app.ingestion.open([submission(unique, edition=2)], owner="me")
+    staged = app.ingestion.stage("redis_write", opened.alive).alive
+    pivoted = app.ledger.pivot(staged, steps=app.engine.step_names)
+    [publication] = pivoted.publications
+    assert (publication.ref, publication.replaced) == (staged[0].ref, first.ref)
+    assert pivoted.publications == app.ledger.publications(pivoted.completed)
+
+
+def test_what_an_update_replaces_is_superseded_in_every_store(
+    app: Application, unique: str
+) -> None:
+    [first] = app.ingestion.ingest([submission(unique)], owner="test")
+    [second] = app.ingestion.ingest([submission(unique, edition=2)], owner="test")
+    for name in ("neo4j", "postgres", "qdrant"):
+        contents = app.stores[name].contents([unique])
+        for saga, status in ((first, "superseded"), (second, "committed")):
+            items = contents[saga.saga_id].items()
+            held = {value for item, value in items if item.endswith("ingestion_status")}
+            assert held == {status}, (name, saga.version)
