@@ -69,6 +69,7 @@ def run_pairs(
     processors: Processors,
     batch_documents: int,
     pairs: int,
+    warm_up_batches: int = WARM_UP_BATCHES,
     on_pair: Callable[[int], None] = lambda pair: None,
 ) -> dict[str, Any]:
     """Write `pairs` batches three ways: raw one store after another, raw all at once, by saga.
@@ -81,7 +82,7 @@ def run_pairs(
         ("saga", saga.write),
     )
     sides = {name: Side(name=name, documents=batch_documents) for name, _ in ways}
-    for pair in range(-WARM_UP_BATCHES, pairs):
+    for pair in range(-warm_up_batches, pairs):
         documents = corpus.batch(batch_documents)
         turn = pair % len(ways)
         for name, write in (*ways[turn:], *ways[:turn]):

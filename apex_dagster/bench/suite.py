@@ -12,10 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 from apex_dagster.bench import http_load
 from apex_dagster.bench.bodies import numbered, templates
 from apex_dagster.bench.corpus import Corpus, Shape
-from apex_dagster.bench.pairs import run_pairs
+from apex_dagster.bench.pairs import WARM_UP_BATCHES, run_pairs
 from apex_dagster.bench.peers import lightrag_peer
 from apex_dagster.bench.raw_writes import RawWrites
 from apex_dagster.bench.saga_writes import SagaWrites
@@ -65,6 +67,7 @@ def run_suite(
         say("recovery from kill -9 of all workers")
         results["memory_mb"] = running.memory_mb()
         results["recovery"] = http_load.measure_recovery(running, bodies)
+    results["growth"] = _growth(settings, servers, extent, results["writes"], seed=seed, say=say)
     if peer:
         say(peer)
         documents = list(itertools.islice(corpus, extent.peer_documents))
@@ -73,8 +76,55 @@ def run_suite(
     return results
 
 
+def _growth(
+    settings: Settings,
+    servers: Endpoints,
+    extent: Extent,
+    first: Mapping[str, Any],
+    *,
+    seed: int,
+    say: Say,
+) -> dict[str, Any]:
+    """What a document costs now that the loads over HTTP have filled the stores, beside what it
+    cost when the first batches were written. Raw writes go to tables of their own, empty both
+    times, so their cost tells how fast the machine was."""
+    before = first[str(BATCH_OF_THE_RATIO)]
+    stored = _stored(servers)
+    after = _writes(
+        settings, servers, extent, BATCH_OF_THE_RATIO, seed=seed, say=say, warm_up_batches=5
+    )
+    return {
+        "stored_before": before["stored"],
+        "stored_after": stored,
+        "writes_after": after,
+        "cost_ratio": round(_saga_ms(after) / _saga_ms(before), 3),
+        "cost_ratio_to_raw_writes": round(
+            after["summary"]["ratio_to_raw_writes"] / before["summary"]["ratio_to_raw_writes"], 3
+        ),
+    }
+
+
+def _saga_ms(report: Mapping[str, Any]) -> float:
+    return float(report["sides"]["saga"]["ms_per_document"])
+
+
+def _stored(servers: Endpoints) -> int:
+    """Documents with a live version."""
+    with psycopg.connect(servers.postgres_url.get_secret_value()) as connection:
+        query = "SELECT count(*) FROM apex.documents WHERE live_version IS NOT NULL"
+        row = connection.execute(query).fetchone()
+    return int(row[0]) if row else 0
+
+
 def _writes(
-    settings: Settings, servers: Endpoints, extent: Extent, documents: int, *, seed: int, say: Say
+    settings: Settings,
+    servers: Endpoints,
+    extent: Extent,
+    documents: int,
+    *,
+    seed: int,
+    say: Say,
+    warm_up_batches: int = WARM_UP_BATCHES,
 ) -> dict[str, Any]:
     say(f"raw writes and sagas, {documents} documents a batch")
     pids = {s.name: s.pid for s in Stack(settings.home).status() if s.up and s.pid is not None}
@@ -83,14 +133,16 @@ def _writes(
     raw = RawWrites(servers, name=f"bench_{token}", embedding_dim=settings.embedding_dim)
     raw.prepare()
     try:
-        return run_pairs(
+        report = run_pairs(
             Corpus(seed=seed, shape=_shape(settings), prefix=token),
             raw=raw,
             saga=saga,
             processors=Processors(pids),
             batch_documents=documents,
             pairs=extent.pairs,
+            warm_up_batches=warm_up_batches,
         )
+        return report | {"stored": _stored(servers)}
     finally:
         raw.drop()
         saga.close()
@@ -120,6 +172,7 @@ def _summary(results: Mapping[str, Any]) -> dict[str, float]:
         "api_p90_s_at_50_per_s": http["at_50_per_s"]["median"]["p90_s"],
         "saturated_documents_per_s": saturated,
         "ratio_to_raw_writes": writes["summary"]["ratio_to_raw_writes"],
+        "growth_cost_ratio": results["growth"]["cost_ratio"],
     }
     if peer := results.get("peer"):
         summary["ratio_to_lightrag"] = saturated / peer["documents_per_s"]

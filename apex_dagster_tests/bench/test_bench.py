@@ -37,7 +37,9 @@ def test_it_measures_on_stores_of_its_own_and_leaves_nothing(tmp_path):
         "api_p90_s_at_50_per_s",
         "saturated_documents_per_s",
         "ratio_to_raw_writes",
+        "growth_cost_ratio",
     }
+    assert results["growth"]["stored_after"] > results["growth"]["stored_before"] > 0
     assert set(results["http"]["at_10_per_s"]["statuses"]) == {"200"}
     assert "<svg" in figures.with_suffix(".html").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["figures"]
