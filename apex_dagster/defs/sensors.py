@@ -27,6 +27,8 @@ _RUN_KEY_TAG = "dagster/run_key"
 _RECOVERY_TICK_S = 20.0
 # Files of a run are read at once.
 _BYTES_A_RUN = 64 * 1024 * 1024
+# What workers have not claimed when its lease is over, this sensor has to drive, one by one.
+_RETRIES_A_TICK = 250
 # A file that its run did not take in waits this long times 2^(attempts - 1), at most an hour.
 _RETRY_AFTER_S = 15.0
 _RETRY_AFTER_S_MAX = 3600.0
@@ -113,7 +115,12 @@ def recovery_sensor(context: dg.SensorEvaluationContext, sagas: SagasResource) -
         if not some:
             break
     # Pending: warm workers drive them in runs of their own, this sensor where there are none.
-    retried = app.ingestion.recovery.retry_due(limit=RETRIES_A_BATCH)
+    retried: list[Saga] = []
+    while len(retried) < _RETRIES_A_TICK and time.monotonic() < deadline:
+        some = app.ingestion.recovery.retry_due(limit=RETRIES_A_BATCH)
+        retried += some
+        if not some:
+            break
     swept = 0 if app.breakers.down() else app.ingestion.sweep(limit=100)
     forget_keys(app.ledger, after_s=app.settings.idempotency_keep_s)
     app.inbox.settle(app.ledger)

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from apex_dagster.saga.bound import RecoveryTimes, open_work, overdue_count, recovery_times
 from apex_dagster.saga.ledger import Ledger
+from apex_dagster.saga.quarantine import waiting_counts
 from apex_dagster.saga.states import Status
 
 
@@ -39,7 +40,18 @@ class LedgerCollector(Collector):
             "Sagas that nobody has ended within APEX_SAGA_BOUND_S of their lease running out.",
             value=overdue_count(self._ledger, bound_s=self._bound_s),
         )
+        yield self._waiting_documents()
         yield _recoveries(recovery_times(self._ledger, bound_s=self._bound_s))
+
+    def _waiting_documents(self) -> Metric:
+        count = GaugeMetricFamily(
+            "apex_waiting_documents",
+            "Documents in quarantine, for somebody to decide; files in retry, for their next try.",
+            labels=["place", "error_class"],
+        )
+        for (place, error_class), documents in waiting_counts(self._ledger).items():
+            count.add_metric([place, error_class], documents)
+        return count
 
     def _open_sagas(self) -> Iterator[Metric]:
         count = GaugeMetricFamily(

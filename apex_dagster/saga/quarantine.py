@@ -107,6 +107,13 @@ def open_entries(
         return _entries(tx, "open_entries", error_class=error_class, step=step, limit=limit)
 
 
+def waiting_counts(ledger: Ledger) -> dict[tuple[str, str], int]:
+    """("quarantine" or "retry", class of the error) -> documents that wait there."""
+    with ledger.transaction(single=True) as tx:
+        rows = tx.execute(_SQL["waiting_counts"]).fetchall()
+    return {(row["place"], row["error_class"]): row["documents"] for row in rows}
+
+
 def attempts(ledger: Ledger, saga_id: SagaId) -> list[Saga]:
     """All sagas of the submission that this one stands for, the first one first."""
     with ledger.transaction(single=True) as tx:

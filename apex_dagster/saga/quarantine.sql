@@ -13,6 +13,14 @@ WHERE released_at IS NULL AND dropped_at IS NULL
   AND (%(step)s::text IS NULL OR step = %(step)s)
 ORDER BY created_at, saga_id LIMIT %(limit)s
 
+-- waiting_counts --
+-- Documents that wait for somebody, by the class of their error, and files that wait for their next try.
+SELECT 'quarantine' AS place, error_class, count(*) AS documents FROM apex.quarantine
+WHERE released_at IS NULL AND dropped_at IS NULL GROUP BY error_class
+UNION ALL
+SELECT 'retry', s.error ->> 'class', count(*) FROM apex.retry r JOIN apex.saga_state s USING (saga_id)
+GROUP BY s.error ->> 'class'
+
 -- attempts --
 -- The sagas of one submission, by version.
 SELECT o.* FROM apex.saga_state s JOIN apex.saga_state o USING (document_id, arrival)

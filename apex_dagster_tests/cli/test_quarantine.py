@@ -21,7 +21,7 @@ from apex_dagster_tests.applications import assert_whole, copies, events
 from apex_dagster_tests.cli.conftest import Shell
 from apex_dagster_tests.documents import submission
 from apex_dagster_tests.ingestion.files import drop as drop_file
-from apex_dagster_tests.ingestion.files import newest, take_in
+from apex_dagster_tests.ingestion.files import newest, take_in, tick_until
 
 REFUSED = "sent:qdrant_write=reject"
 
@@ -58,10 +58,7 @@ def test_show_tells_reason_attempts_and_original(
     body = path.read_bytes()
     with armed("started:qdrant_write=unavailable"):
         take_in(app, path)
-        while not app.ledger.quarantined():
-            app.breakers.probe(at_once=True)
-            app.ingestion.recovery.retry_due(owner="retry")
-        app.inbox.settle(app.ledger)
+        tick_until(app, app.ledger.quarantined)
     for name in (unique, newest(app, unique).saga_id):
         story = shell.json("quarantine", "show", name)
         assert story["entry"]["error_class"] == "store_down"
@@ -103,6 +100,17 @@ def test_a_name_that_is_not_in_quarantine_says_so(shell: Shell, command: list[st
     result = shell("quarantine", *command, "nothing-here")
     assert result.exit_code == 2
     assert "nothing of nothing-here is in quarantine" in result.stderr
+
+
+def test_metrics_count_what_waits_for_somebody_and_what_waits_for_its_next_try(
+    app: Application, shell: Shell, unique: str
+) -> None:
+    refused_file(app, f"{unique}-a")
+    with armed("started:qdrant_write=unavailable"):
+        take_in(app, drop_file(app, f"{unique}-b"))
+    told = shell("metrics").stdout.splitlines()
+    assert 'apex_waiting_documents{error_class="permanent",place="quarantine"} 1.0' in told
+    assert 'apex_waiting_documents{error_class="store_down",place="retry"} 1.0' in told
 
 
 # -- release -------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from apex_dagster.saga.failpoints import SimulatedCrash, armed
 from apex_dagster.saga.states import Status
 from apex_dagster_tests.applications import assert_whole
 from apex_dagster_tests.documents import document, submission
-from apex_dagster_tests.ingestion.files import make_due
+from apex_dagster_tests.ingestion.files import make_due, mend
 
 
 class Ticks:
@@ -174,7 +174,7 @@ def test_a_file_whose_store_was_down_is_left_to_the_ledger_which_tries_it_again(
     with armed("started:qdrant_write=unavailable"):
         assert not ticks.run(request).success
     assert path.exists()
-    dagster_app.breakers.probe(at_once=True)
+    mend(dagster_app)
     for _ in range(dagster_app.settings.file_attempts + 2):
         assert ticks.tick() == []
     assert "1 under way" in ticks.skipped
@@ -202,7 +202,7 @@ def test_a_sensor_that_has_forgotten_everything_leaves_to_the_ledger_what_that_h
     [request] = ticks.tick()
     with armed("started:qdrant_write=unavailable"):
         ticks.run(request)
-    dagster_app.breakers.probe(at_once=True)
+    mend(dagster_app)
     young = Ticks(instance, ingest_job)
     assert [young.tick() for _ in range(3)] == [[], [], []]
 

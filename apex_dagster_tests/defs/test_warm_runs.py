@@ -26,11 +26,13 @@ from apex_dagster.composition import Application
 from apex_dagster.defs.instance.dispatch import create_dispatched_run
 from apex_dagster.defs.origin import LOCATION, reconstructable_job, remote_job_origin
 from apex_dagster.errors import StoreRejected, StoreUnavailable
+from apex_dagster.saga.failpoints import armed
 from apex_dagster.saga.states import ENDED, Status
 from apex_dagster_tests.applications import assert_whole, copies
 from apex_dagster_tests.defs.conftest import instance_over
 from apex_dagster_tests.defs.pool import RunningPool, running_pool, wait_until
 from apex_dagster_tests.documents import document, open_pending, submission
+from apex_dagster_tests.ingestion.files import drop, make_due, mend, take_in
 
 pytestmark = pytest.mark.timeout(900)  # seconds on an idle machine
 
@@ -271,6 +273,25 @@ def test_sagas_that_wait_share_runs_in_which_each_is_found(
         again = re_execute_in_ui(workspace, found)
         assert finished(instance, again, pool).status is dg.DagsterRunStatus.SUCCESS
         assert copies(dagster_app, f"{unique}-alone") == before
+
+
+def test_a_file_is_tried_again_in_a_run_of_its_own(
+    dagster_app: Application, instance: dg.DagsterInstance, home: Path, unique: str
+) -> None:
+    path = drop(dagster_app, unique)
+    with armed("started:qdrant_write=unavailable"):
+        take_in(dagster_app, path)
+    mend(dagster_app)
+    make_due(dagster_app)
+    [again] = dagster_app.ingestion.recovery.retry_due()
+    with running_pool(instance, home, workers=1) as pool:
+        wait_until(lambda: all_ended(dagster_app, [again]), pool.describe)
+        [run] = instance.get_runs(dg.RunsFilter(tags={"saga/document_id": unique}))
+        assert finished(instance, run.run_id, pool).status is dg.DagsterRunStatus.SUCCESS
+        wait_until(lambda: not path.exists(), pool.describe)
+    [saga] = dagster_app.ledger.sagas([again.saga_id])
+    assert (saga.status, saga.run_id) == (Status.COMPLETED, run.run_id)
+    assert (dagster_app.inbox.folder / "processed" / path.name).exists()
 
 
 def test_a_worker_killed_in_a_shared_run_leaves_no_saga_open(

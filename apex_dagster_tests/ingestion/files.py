@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from apex_dagster.composition import Application
+from apex_dagster.errors import ApexError
 from apex_dagster.saga.saga import Saga
 from apex_dagster_tests.documents import document
 
@@ -48,6 +50,15 @@ def tick_until(app: Application, over: Callable[[], object]) -> None:
         assert time.monotonic() < deadline, app.ledger.list_sagas()
         tick(app)
         time.sleep(0.05)
+
+
+def mend(app: Application) -> None:
+    """Look at all stores that were found down, which are up, until that is known."""
+    deadline = time.monotonic() + WAIT_S
+    while app.breakers.down():
+        assert time.monotonic() < deadline, app.breakers.down()
+        with contextlib.suppress(ApexError):  # PostgreSQL itself may be on its way up
+            app.breakers.probe(at_once=True)
 
 
 def make_due(app: Application) -> None:
