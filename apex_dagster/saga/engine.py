@@ -26,6 +26,7 @@ from apex_dagster.errors import (
     ApexError,
     CompensationFailed,
     LeaseLost,
+    OutcomeUnknown,
     StageMissing,
     StoreRejected,
     TransientError,
@@ -218,7 +219,9 @@ class SagaEngine:
             return self._stage(step, rest, untouched)
         except TransientError as error:
             self.breakers.note(store_of(step.name), error)
-            failure = Failure.of(error, step.name, nothing_written=untouched)
+            # A call that was given up may be before its request still, and send it yet.
+            over = untouched and not isinstance(error, OutcomeUnknown)
+            failure = Failure.of(error, step.name, nothing_written=over)
             return {}, {saga.saga_id: failure for saga in sagas}
         except Exception as error:  # a refusal, or a surprise: find out which document it is
             failure = Failure.of(error, step.name, nothing_written=untouched)
