@@ -301,7 +301,7 @@ class LockedDocument:
     live_version: int | None
     live_saga_id: SagaId | None
     live_content_hash: str | None
-    under_way: bool  # any of its sagas is open
+    under_way: bool  # any of its sagas is open, or being undone, after which it may start again
     last: Saga | None  # of all its sagas the last to arrive, if that is open
 
     def saga_with(self, content_hash: str) -> Saga | SagaId | None:
@@ -326,7 +326,11 @@ def lock_documents(tx: Transaction, document_ids: list[str]) -> dict[str, Locked
     # After the locks, so that an opening committed meanwhile is seen.
     rivals = tx.execute(_SQL["open_sagas_of_documents"], values).fetchall()
     under_way = {row["document_id"] for row in rivals}
-    last = {row["document_id"]: saga_of(row) for row in rivals if row["is_last"]}
+    last = {
+        row["document_id"]: saga_of(row)
+        for row in rivals
+        if row["is_last"] and row["status"] != states.Status.COMPENSATING
+    }
     return {
         row["document_id"]: LockedDocument(
             **row,

@@ -12,11 +12,12 @@ FROM apex.documents WHERE document_id = ANY (%(document_ids)s)
 ORDER BY document_id FOR NO KEY UPDATE
 
 -- open_sagas_of_documents --
--- is_last: no saga of the document, ended ones included, has arrived after it.
+-- Compensating ones too: what lost its pivot starts again when it is undone. is_last: no saga of the
+-- document, ended ones included, has arrived after it.
 SELECT s.*, NOT EXISTS (SELECT FROM apex.saga_state later
                         WHERE later.document_id = s.document_id AND later.arrival > s.arrival) AS is_last
 FROM apex.saga_state s
-WHERE document_id = ANY (%(document_ids)s) AND status IN ('pending', 'in_progress')
+WHERE document_id = ANY (%(document_ids)s) AND status IN ('pending', 'in_progress', 'compensating')
 
 -- insert_sagas --
 -- Without an owner, but with a lease: if whoever opened them dies before the claim, recovery finds them.

@@ -10,7 +10,7 @@ from psycopg.errors import UniqueViolation
 
 from apex_dagster.simulation.tables import Row, Statements, Values
 
-_OPEN = ("pending", "in_progress")
+_OPEN = ("pending", "in_progress", "compensating")
 
 
 class OpeningStatements(Statements):

@@ -17,7 +17,7 @@ from apex_dagster.saga.opening import (
 )
 from apex_dagster.saga.saga import Failure, Saga
 from apex_dagster.saga.states import CLAIMED, Status
-from apex_dagster_tests.applications import BuildApplication, assert_whole
+from apex_dagster_tests.applications import BuildApplication, assert_whole, recovered
 from apex_dagster_tests.documents import submission
 from apex_dagster_tests.ingestion.test_crash import recover
 
@@ -213,3 +213,25 @@ def test_the_last_to_arrive_is_joined_and_no_other(app: Application, unique: str
     [last] = staged(app, unique, 2)
     batch = app.ingestion.open([submission(unique, edition=2)], owner="other")
     assert [saga.saga_id for saga in batch.joined] == [last.saga_id]
+
+
+def test_what_is_live_is_new_again_while_a_loser_is_undone(
+    build_application: BuildApplication, unique: str
+) -> None:
+    """A, B, A again: B is live, and while the second A is undone, to start again, B comes again."""
+    app = build_application(lease_s=0.3)
+    between = staged(app, unique, 2)
+    loser = staged(app, unique, 1)
+    app.ingestion.commit(between, owner="me")
+    with armed("undoing:neo4j_write=raise"), pytest.raises(SimulatedCrash):
+        app.ingestion.commit(loser, owner="me")
+    [again] = app.ingestion.ingest([submission(unique, edition=2)], owner="other")
+    assert again.saga_id != between[0].saga_id
+    for saga in app.ledger.list_sagas(document_id=unique):
+        recovered(app, saga.saga_id)
+    for successor in waiting_restarts(app.ledger, loser):
+        assert recovered(app, successor.saga_id).status is Status.COMPENSATED
+    pointer = app.ledger.pointers([unique])[unique]
+    assert pointer["content_hash"] == between[0].content_hash
+    app.ingestion.sweep()
+    assert_whole(app, unique)
