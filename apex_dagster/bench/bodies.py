@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import orjson
 
 from apex_dagster.bench.corpus import Corpus
-from apex_dagster.records import Extraction
+from apex_dagster.extraction.as_sent import as_sent
 
 _ID_PLACE = "\x00id\x00"
 
@@ -27,7 +26,10 @@ class Template:
 def templates(corpus: Corpus, documents: int) -> list[Template]:
     """Encode so many documents of the corpus."""
     place = orjson.dumps(_ID_PLACE)
-    parts = (_encode(fields(document)).split(place) for document in corpus.batch(documents))
+    parts = (
+        _encode(as_sent(document) | {"document_id": _ID_PLACE}).split(place)
+        for document in corpus.batch(documents)
+    )
     return [Template(before, after) for before, after in parts]
 
 
@@ -39,39 +41,6 @@ def numbered(some: list[Template], prefix: str) -> Iterator[bytes]:
     for number in itertools.count():
         template = some[number % len(some)]
         yield b'%s"%s-%08d"%s' % (template.before, prefix.encode(), number, template.after)
-
-
-def fields(document: Extraction, *, document_id: str = _ID_PLACE) -> dict[str, Any]:
-    """The members of the JSON object, arrays still of numpy."""
-    names = {entity.key: entity.name for entity in document.entities}
-    return {
-        "document_id": document_id,
-        "title": document.title,
-        "collection": document.collection,
-        "metadata": dict(document.metadata),
-        "chunks": [chunk.text for chunk in document.chunks],
-        "embeddings": np.ascontiguousarray(document.embeddings),
-        "embedding_model": document.embedding_model,
-        "entities": [
-            {
-                "name": entity.name,
-                "type": entity.type,
-                "description": entity.description,
-                "aliases": list(entity.aliases),
-            }
-            for entity in document.entities
-        ],
-        "relations": [
-            {
-                "source": names[relation.source_key],
-                "target": names[relation.target_key],
-                "type": relation.type,
-                "description": relation.description,
-                "weight": relation.weight,
-            }
-            for relation in document.relations
-        ],
-    }
 
 
 def _encode(members: dict[str, Any]) -> bytes:

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import orjson
 
 from apex_dagster.errors import InvalidInput
+from apex_dagster.extraction.as_sent import as_sent
 from apex_dagster.ingestion.codec import unpack
 from apex_dagster.ingestion.inbox import SCHEME, Inbox
-from apex_dagster.records import Extraction, SagaId
+from apex_dagster.records import SagaId
 from apex_dagster.saga.ledger import Ledger
 from apex_dagster.saga.quarantine import Entry, Original, attempts, entries, original, payload
 from apex_dagster.saga.saga import Saga
@@ -104,37 +104,7 @@ def original_bytes(ledger: Ledger, inbox: Inbox, saga_id: SagaId) -> tuple[bytes
     if body is None:
         raise InvalidInput(f"{saga_id}: what was submitted has been erased")
     options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_INDENT_2
-    return orjson.dumps(_as_document(unpack(body)), option=options), False
-
-
-def _as_document(extraction: Extraction) -> dict[str, Any]:
-    """In the form of `extraction/prepared.py`."""
-    names = {entity.key: entity.name for entity in extraction.entities}
-    return {
-        "document_id": extraction.document_id,
-        "title": extraction.title,
-        "collection": extraction.collection,
-        "metadata": dict(extraction.metadata),
-        "embedding_model": extraction.embedding_model,
-        "chunks": [
-            {"text": chunk.text, "embedding": embedding}
-            for chunk, embedding in zip(extraction.chunks, extraction.embeddings, strict=True)
-        ],
-        "entities": [
-            {"name": e.name, "type": e.type, "description": e.description, "aliases": e.aliases}
-            for e in extraction.entities
-        ],
-        "relations": [
-            {
-                "source": names[relation.source_key],
-                "target": names[relation.target_key],
-                "type": relation.type,
-                "description": relation.description,
-                "weight": relation.weight,
-            }
-            for relation in extraction.relations
-        ],
-    }
+    return orjson.dumps(as_sent(unpack(body)), option=options), False
 
 
 def _attempt(saga: Saga) -> Attempt:

@@ -60,7 +60,7 @@ def test_a_wheel_brings_dagsters_configuration_along(tmp_path, monkeypatch):
     package.mkdir(parents=True)
     for name in ("dagster.yaml", "workspace.yaml"):
         (package / name).write_text((ROOT / name).read_text())
-    monkeypatch.setattr("apex_dagster.cli.dagster_dev.files", lambda _: package)
+    monkeypatch.setattr("apex_dagster.embedded.dagster_home.files", lambda _: package)
     home = dagster_home(Settings(home=tmp_path))
     assert home == tmp_path / "dagster"
     assert (home / "dagster.yaml").read_text() == (ROOT / "dagster.yaml").read_text()

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 import numpy as np
 import orjson
 
-from apex_dagster.bench.bodies import fields
 from apex_dagster.errors import ApexError, InvalidInput
+from apex_dagster.extraction.as_sent import as_sent
 from apex_dagster.records import Extraction
 from apex_dagster.settings import Endpoints
 
@@ -78,7 +78,7 @@ def _environment(folder: Path) -> Path:
 
 
 def _line(document: Extraction) -> bytes:
-    members = fields(document, document_id=document.document_id)
+    members = as_sent(document)
     vectors = members.pop("embeddings")
     members["chunks"] = [
         {"text": text, "embedding": vector}
