@@ -21,6 +21,7 @@ from apex_dagster.defs.run import (
     interrupts_as_failures,
     outcome_table,
     reason_of,
+    status_of,
     tag_run,
 )
 from apex_dagster.ingestion.ingest import Batch
@@ -149,7 +150,7 @@ def commit(context: dg.OpExecutionContext, sagas: SagasResource, saga_ids: list[
         _leave_batch(context, sagas, alive=outcome.completed, failed=outcome.failed)
         app.inbox.settle(app.ledger)
     everything = app.ledger.sagas_of_run(run.run_id)
-    tag_run(context, everything, status=_status(everything))
+    tag_run(context, everything, status=status_of(everything))
     context.add_output_metadata(
         {
             "completed": sum(saga.status == "completed" for saga in everything),
@@ -214,12 +215,3 @@ def _leave_batch(
     for reason in reasons:
         context.log.error(f"leaves the batch: {reason}")
     compensate_in_linked_run(context.instance, context.run, [saga.saga_id for saga in failed])
-
-
-def _status(everything: Sequence[Saga]) -> str:
-    """What the run's saga/status tag says at the end: the worst that is left."""
-    statuses = {saga.status.value for saga in everything}
-    for status in ("failed", "compensating", "in_progress", "completed", "compensated"):
-        if status in statuses:
-            return status
-    return "unchanged"

@@ -12,6 +12,7 @@ from dagster._core.storage.runs.schema import RunTagsTable
 from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
 
 from apex_dagster.records import SagaId
+from apex_dagster.saga.ledger import Ledger
 from apex_dagster.saga.saga import Saga
 from apex_dagster.saga.states import ENDED
 
@@ -72,6 +73,29 @@ def tag_run(
     if context.run.parent_run_id and COMPENSATION_RUN_TAG in context.run.tags:
         tags[COMPENSATION_RUN_TAG] = ""  # inherited: it belongs to the run that was repeated
     context.instance.add_run_tags(context.run_id, tags)
+
+
+def status_of(everything: Sequence[Saga]) -> str:
+    """What the saga/status tag of a run says at the end: the worst that is left."""
+    statuses = {saga.status.value for saga in everything}
+    for status in ("failed", "compensating", "in_progress", "completed", "compensated"):
+        if status in statuses:
+            return status
+    return "unchanged"
+
+
+def tag_ended_by_others(
+    instance: dg.DagsterInstance, ledger: Ledger, sagas: Sequence[Saga]
+) -> None:
+    """Show in the runs of these sagas how they ended after all, when their runs had ended before
+    them; in the compensation runs as well that left them waiting for a store."""
+    for run_id in sorted({saga.run_id for saga in sagas if saga.run_id}):
+        status = {STATUS_TAG: status_of(ledger.sagas_of_run(run_id))}
+        undone_by = dg.RunsFilter(tags={COMPENSATES_TAG: run_id, STATUS_TAG: "compensating"})
+        own = instance.get_run_by_id(run_id)
+        for run in [*([own] if own else []), *instance.get_runs(undone_by)]:
+            if run.is_finished:
+                instance.add_run_tags(run.run_id, status)
 
 
 def _identity(sagas: Sequence[Saga]) -> dict[str, str]:

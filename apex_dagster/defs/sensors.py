@@ -10,7 +10,7 @@ import dagster as dg
 
 from apex_dagster.defs.jobs import ingest_documents
 from apex_dagster.defs.resources import SagasResource
-from apex_dagster.defs.run import REFUSED_TAG
+from apex_dagster.defs.run import REFUSED_TAG, tag_ended_by_others
 from apex_dagster.ingestion.inbox import QUARANTINE, DroppedFile, Inbox, file_hash
 from apex_dagster.ingestion.interventions import RETRIES_A_BATCH
 from apex_dagster.ingestion.overdue import report_overdue
@@ -114,6 +114,7 @@ def recovery_sensor(context: dg.SensorEvaluationContext, sagas: SagasResource) -
         finished += some
         if not some:
             break
+    tag_ended_by_others(context.instance, app.ledger, finished)
     # Pending: warm workers drive them in runs of their own, this sensor where there are none.
     retried: list[Saga] = []
     while len(retried) < _RETRIES_A_TICK and time.monotonic() < deadline:

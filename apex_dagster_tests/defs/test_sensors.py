@@ -307,6 +307,28 @@ def test_the_recovery_sensor_finishes_what_a_dead_owner_left(
     assert_whole(dagster_app, unique)
 
 
+def test_runs_show_how_their_sagas_ended_that_had_to_wait_for_a_store(
+    dagster_app: Application, ticks: Ticks, instance: dg.DagsterInstance, unique: str
+) -> None:
+    drop(dagster_app, unique)
+    ticks.tick()
+    [request] = ticks.tick()
+    with armed("sent:qdrant_write=reject*1;undoing:qdrant_write=unavailable"):
+        run_id = ticks.run(request).run_id
+    undone_by = dg.RunsFilter(tags={"saga/compensates": run_id})
+    [compensation] = instance.get_runs(undone_by)
+    run_ids = [run_id, compensation.run_id]
+    assert saga_statuses(instance, run_ids) == ["compensating"] * 2
+    deadline = time.monotonic() + 60
+    while "1 sagas finished" not in recovery_tick(instance):  # the store was never really down
+        assert time.monotonic() < deadline
+    assert saga_statuses(instance, run_ids) == ["compensated"] * 2
+
+
+def saga_statuses(instance: dg.DagsterInstance, run_ids: list[str]) -> list[str]:
+    return [instance.get_run_by_id(run_id).tags["saga/status"] for run_id in run_ids]
+
+
 def test_the_recovery_sensor_forgets_keys_that_nobody_repeats(
     dagster_app: Application, instance: dg.DagsterInstance, unique: str
 ) -> None:
