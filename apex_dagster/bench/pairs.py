@@ -112,9 +112,7 @@ def _report(sides: Mapping[str, Side], pairs: int) -> dict[str, Any]:
         "summary": {
             "ratio_to_raw_writes": _ratio(saga, raw),
             "ratio_to_overlapping_raw_writes": _ratio(saga, sides["raw_overlapping"]),
-            "processor_ratio_to_raw_writes": round(
-                saga.processor_ms_per_document() / raw.processor_ms_per_document(), 3
-            ),
+            "processor_ratio_to_raw_writes": _processor_ratio(saga, raw),
         },
         "batch_documents": saga.documents,
         "pairs": pairs,
@@ -125,6 +123,12 @@ def _report(sides: Mapping[str, Side], pairs: int) -> dict[str, Any]:
 def _ratio(saga: Side, raw: Side) -> float:
     ratios = [s.seconds / r.seconds for s, r in zip(saga.batches, raw.batches, strict=True)]
     return round(statistics.median(ratios), 3)
+
+
+def _processor_ratio(saga: Side, raw: Side) -> float | None:
+    """None where the raw writes took less than the system's clock can tell."""
+    raw_ms = raw.processor_ms_per_document()
+    return round(saga.processor_ms_per_document() / raw_ms, 3) if raw_ms else None
 
 
 def _renamed(batch: Sequence[Extraction]) -> list[Extraction]:

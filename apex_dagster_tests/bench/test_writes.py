@@ -39,12 +39,8 @@ def test_a_seed_gives_the_same_documents_again() -> None:
 
 
 def test_both_sides_write_every_document(
-    endpoints: Endpoints,
-    settings: Settings,
-    unique: str,
-    monkeypatch: pytest.MonkeyPatch,
+    endpoints: Endpoints, settings: Settings, unique: str
 ) -> None:
-    monkeypatch.setattr("apex_dagster.bench.pairs.WARM_UP_BATCHES", 1)
     name = f"bench_{unique}"
     saga, url = SagaWrites(settings, endpoints), endpoints.postgres_url.get_secret_value()
     raw = RawWrites(endpoints, name=name, embedding_dim=SHAPE.embedding_dim)
@@ -57,6 +53,7 @@ def test_both_sides_write_every_document(
             processors=Processors({}),
             batch_documents=2,
             pairs=2,
+            warm_up_batches=1,
         )
         with psycopg.connect(url) as connection:
             by_raw, by_saga = (
