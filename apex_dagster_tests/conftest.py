@@ -90,12 +90,18 @@ def servers_root(pytestconfig: pytest.Config) -> Path:
 
 
 @pytest.fixture(scope="session")
-def stack(pytestconfig: pytest.Config, servers_root: Path) -> Endpoints:
+def stack_home(pytestconfig: pytest.Config, servers_root: Path) -> Path:
+    """The APEX_HOME of the servers that all tests share."""
+    kept: Path | None = pytestconfig.getoption("--servers-home")
+    return kept or servers_root / "shared"
+
+
+@pytest.fixture(scope="session")
+def stack(stack_home: Path) -> Endpoints:
     """Four real servers, started once a session whichever worker asks first."""
     from apex_dagster.embedded.stack import Stack
 
-    kept: Path | None = pytestconfig.getoption("--servers-home")
-    return Stack(kept or servers_root / "shared").ensure()
+    return Stack(stack_home).ensure()
 
 
 @pytest.fixture(scope="session")

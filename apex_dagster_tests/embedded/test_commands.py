@@ -182,12 +182,14 @@ def test_unknown_server_is_named(home):
         Stack(home).ensure(["mongodb"])
 
 
-def test_ensure_is_cheap_when_all_is_up(stack, servers_root):
-    shared = Stack(servers_root / "shared")
-    shared.ensure()
-    started = time.perf_counter()
-    assert shared.ensure() == stack
-    assert time.perf_counter() - started < 0.05
+def test_ensure_is_cheap_when_all_is_up(stack, stack_home):
+    """A few milliseconds, which a busy machine grants once in a while."""
+    took_s = []
+    for _ in range(20):
+        started = time.perf_counter()
+        assert Stack(stack_home).ensure() == stack
+        took_s.append(time.perf_counter() - started)
+    assert min(took_s) < 0.05
 
 
 @pytest.mark.parametrize(
