@@ -63,14 +63,18 @@ class Model:
 
     live: int | None = None  # edition
     arrival: int = 0  # of the submission that made it live
+    last: int = 0  # arrival of the last saga, however it ended
     published: bool = True
     open: dict[int, int] = field(default_factory=dict)  # arrival -> edition, left in progress
     undoing: int = 0  # sagas left compensating
     restarting: dict[int, int] = field(default_factory=dict)  # those that start again afterwards
 
     def ignores(self, number: int) -> bool:
-        """Whether a submission of this edition opens no saga: it is under way, or live already."""
-        return number in self.open.values() or (not self.open and number == self.live)
+        """Whether a submission of this edition opens no saga: the last to arrive is under way with
+        it, or nothing is under way and it is live."""
+        if self.open or self.undoing:
+            return self.open.get(self.last) == number
+        return number == self.live
 
     @property
     def is_quiet(self) -> bool:
@@ -103,7 +107,7 @@ class Sagas(RuleBasedStateMachine):
         sagas = self._ingest(index, number)
         if not ignored:
             assert {saga.status for saga in sagas} == {Status.COMPLETED}
-            model.live, model.arrival, model.published = number, next(self.arrivals), True
+            model.live, model.arrival, model.published = number, self._arrive(model), True
 
     @rule(
         index=documents,
@@ -118,7 +122,7 @@ class Sagas(RuleBasedStateMachine):
         with armed(f"{point}:{step}=reject"):
             sagas = self._ingest(index, number)
         if not ignored:
-            next(self.arrivals)
+            self._arrive(model)
             assert {saga.status for saga in sagas} == {Status.COMPENSATED}
         assert copies(self.app, self.ids[index]) == before
 
@@ -127,7 +131,7 @@ class Sagas(RuleBasedStateMachine):
         model = self.models[self.ids[index]]
         if not self._crashes(index, number, f"{point}=raise"):
             return
-        model.open[next(self.arrivals)] = number
+        model.open[self._arrive(model)] = number
 
     @rule(index=documents, number=editions, point=st.sampled_from(AFTER_PIVOT))
     def crash_after_the_pivot(self, index: int, number: int, point: str) -> None:
@@ -135,9 +139,9 @@ class Sagas(RuleBasedStateMachine):
         if not self._crashes(index, number, f"{point}=raise"):
             return
         if model.published or point == "pivoted":
-            model.live, model.arrival = number, next(self.arrivals)
+            model.live, model.arrival = number, self._arrive(model)
         else:  # it crashed while it published, before its own pivot, what it was to replace
-            model.open[next(self.arrivals)] = number
+            model.open[self._arrive(model)] = number
         model.published = point == "closed"
 
     @rule(index=documents, number=editions, point=st.sampled_from(UNDOING))
@@ -145,20 +149,20 @@ class Sagas(RuleBasedStateMachine):
         model = self.models[self.ids[index]]
         if not self._crashes(index, number, f"sent:redis_write=reject;{point}=raise"):
             return
-        next(self.arrivals)
+        self._arrive(model)
         model.undoing += 1
 
     @rule(index=documents, first=editions, second=editions, point=st.sampled_from(LOSING))
     def meet(self, index: int, first: int, second: int, point: str | None) -> None:
         """The later of two finds the earlier one live: it starts again, or its owner dies."""
         model = self.models[self.ids[index]]
-        if first == second or model.ignores(first) or second in model.open.values():
+        if first == second or model.ignores(first):
             return
         earlier, later = self._staged(index, first), self._staged(index, second)
         commit, owner = self.app.ingestion.commit, self._owner()
         assert commit(earlier, owner=owner).completed
-        model.live, model.arrival, model.published = first, next(self.arrivals), True
-        arrival = next(self.arrivals)
+        model.live, model.arrival, model.published = first, self._arrive(model), True
+        arrival = self._arrive(model)
         if point is None:
             assert commit(later, owner=owner).completed
             model.live, model.arrival = second, arrival
@@ -265,6 +269,10 @@ class Sagas(RuleBasedStateMachine):
         assert self._entities_of_live() <= self.probes.entities(self.token)
 
     # -- how it is done --------------------------------------------------------------------------
+
+    def _arrive(self, model: Model) -> int:
+        model.last = next(self.arrivals)
+        return model.last
 
     def _ingest(self, index: int, number: int) -> list[Saga]:
         one = self._edition(self.ids[index], number)
