@@ -164,7 +164,9 @@ class Neo4jStore:
         mention since it was found stays.
         """
         with self._transaction() as run:
-            keys = sorted(record["key"] for record in run("find_orphans", limit=limit))
+            # What another sweep deletes between its match and its return has no key any more.
+            found = [record["key"] for record in run("find_orphans", limit=limit)]
+            keys = sorted(key for key in found if key is not None)
             run("lock_orphans", keys=keys).consume()
             [record] = run("delete_orphans", keys=keys)
         return int(record["removed"])

@@ -138,4 +138,5 @@ async def test_a_stop_lets_requests_end(start_api, idle_driver, app, unique):
         await asyncio.sleep(0.5)
         idle_driver.drive_once()
         assert (await call).status_code == 200
-        assert await ended == -signal.SIGTERM  # as uvicorn does when all has ended
+        # As uvicorn does when all has ended: it sends itself the signal again, or just returns.
+        assert await ended in (-signal.SIGTERM, 0)
