@@ -9,6 +9,7 @@ sagas that wait, which the worker makes first. It answers with {"event": "ready"
 
 import contextlib
 import ctypes
+import itertools
 import os
 import signal
 import socket
@@ -96,7 +97,16 @@ def end_with(pool_pid: int) -> None:
     """Have the system interrupt us when the pool dies: a run is undone, then the socket is found
     closed. Elsewhere than on Linux a run goes on to its end first."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0)
+        # Linux sends it at the end of each thread of the pool, as children are handed on from one
+        # to the next; a second interrupt would be one of the undoing.
+        interrupt_once = itertools.chain([signal.SIGINT], itertools.repeat(None))
+
+        def pool_died(*_: object) -> None:
+            if number := next(interrupt_once):
+                signal.raise_signal(number)
+
+        signal.signal(signal.SIGUSR1, pool_died)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1, 0, 0, 0)
     if os.getppid() != pool_pid:  # it died before we asked
         sys.exit(1)
 
