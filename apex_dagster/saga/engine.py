@@ -148,7 +148,9 @@ class SagaEngine:
         held |= {saga.saga_id: saga for saga in self._completed(written, held)}
         # Of a saga that failed in several stores the first is told; all of them are undone.
         failures = {k: v for outcome in reversed(written) for k, v in outcome.failures.items()}
-        failed = self.fail([held[saga_id] for saga_id in sorted(failures)], failures)
+        unwell = [held[saga_id] for saga_id in sorted(failures)]
+        failed = self.fail(unwell, failures)
+        self._sweep_late_writes(unwell, failed)
         for step in todo:
             reach(f"recorded:{step.name}")
         going = [saga for saga in held.values() if saga.saga_id not in failures]
@@ -391,7 +393,9 @@ class SagaEngine:
     def _report_unpublished(self, step: SagaStep, sagas: Sequence[Saga], error: Exception) -> None:
         failure = Failure.of(error, step.name).as_detail()
         details = {saga.saga_id: failure for saga in sagas}
-        for saga in self.move(states.PUBLISH_FAILED, sagas, details=details):
+        noted = self.move(states.PUBLISH_FAILED, sagas, details=details)
+        self._sweep_late_writes(sagas, noted)  # a call that was given up may land yet
+        for saga in noted:
             log.error("publish_failed", **_fields(saga), step_name=step.name, error=failure)
         if store := self.breakers.note(store_of(step.name), error):
             self.wait(sagas, [store])

@@ -16,6 +16,7 @@ from apex_dagster.composition import Application
 from apex_dagster.settings import Endpoints
 
 WAIT_S = 120.0
+STEP_TIMEOUT_S = 5
 
 
 def start_victim(
@@ -45,7 +46,7 @@ def victim_environment(
         "APEX_LEASE_S": "1",
         "APEX_GRACE_S": "0",
         # What it holds locked in Neo4j while it stands still is let go after this time.
-        "APEX_STEP_TIMEOUT_S": "5",
+        "APEX_STEP_TIMEOUT_S": str(STEP_TIMEOUT_S),
         "APEX_HOME": str(app.settings.home),
         "APEX_QDRANT_COLLECTION": app.settings.qdrant_collection,
         "APEX_REDIS_PREFIX": app.settings.redis_prefix,
