@@ -27,7 +27,12 @@ from apex_dagster_tests.e2e.gate import Gate, Hold
 from apex_dagster_tests.ingestion.contents import extracted
 from apex_dagster_tests.ingestion.probes import Probes
 from apex_dagster_tests.ingestion.test_crash import recover
-from apex_dagster_tests.ingestion.victim import STEP_TIMEOUT_S, WAIT_S, start_victim, wait_until_stopped
+from apex_dagster_tests.ingestion.victim import (
+    STEP_TIMEOUT_S,
+    WAIT_S,
+    start_victim,
+    wait_until_stopped,
+)
 
 HOUR = timedelta(hours=1)
 
