@@ -129,7 +129,10 @@ def _writes(
     say(f"raw writes and sagas, {documents} documents a batch")
     pids = {s.name: s.pid for s in Stack(settings.home).status() if s.up and s.pid is not None}
     token = secrets.token_hex(4)
-    saga = SagaWrites(settings, servers)
+    saga, at_once = (
+        SagaWrites(settings.model_copy(update={"staging": staging}), servers)
+        for staging in ("in_order", "at_once")
+    )
     raw = RawWrites(servers, name=f"bench_{token}", embedding_dim=settings.embedding_dim)
     raw.prepare()
     try:
@@ -137,6 +140,7 @@ def _writes(
             Corpus(seed=seed, shape=_shape(settings), prefix=token),
             raw=raw,
             saga=saga,
+            saga_at_once=at_once,
             processors=Processors(pids),
             batch_documents=documents,
             pairs=extent.pairs,
@@ -146,6 +150,7 @@ def _writes(
     finally:
         raw.drop()
         saga.close()
+        at_once.close()
 
 
 def _shape(settings: Settings) -> Shape:
@@ -172,6 +177,7 @@ def _summary(results: Mapping[str, Any]) -> dict[str, float]:
         "api_p90_s_at_50_per_s": http["at_50_per_s"]["median"]["p90_s"],
         "saturated_documents_per_s": saturated,
         "ratio_to_raw_writes": writes["summary"]["ratio_to_raw_writes"],
+        "ratio_to_raw_writes_at_once": writes["summary"]["ratio_to_raw_writes_at_once"],
         "growth_cost_ratio": results["growth"]["cost_ratio"],
     }
     if peer := results.get("peer"):

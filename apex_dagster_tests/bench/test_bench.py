@@ -37,6 +37,7 @@ def test_it_measures_on_stores_of_its_own_and_leaves_nothing(tmp_path):
         "api_p90_s_at_50_per_s",
         "saturated_documents_per_s",
         "ratio_to_raw_writes",
+        "ratio_to_raw_writes_at_once",
         "growth_cost_ratio",
     }
     assert results["growth"]["stored_after"] > results["growth"]["stored_before"] > 0
