@@ -54,7 +54,8 @@ class Settings(BaseSettings):
     )
     staging: Literal["in_order", "at_once"] = Field(
         "in_order",
-        description="Write the stores of a batch one after another, or all at once.",
+        description="Write the stores of a batch one after another, each in its own op, or all at "
+        "once in the first op, which is faster; the others then report how theirs went.",
     )
     step_timeout_s: float = Field(30.0, gt=0, description="For one saga step, retries included.")
     step_attempts: int = Field(5, ge=1, description="Tries of one saga step.")

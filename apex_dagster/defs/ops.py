@@ -163,14 +163,26 @@ def commit(context: dg.OpExecutionContext, sagas: SagasResource, saga_ids: list[
 def _stage(
     context: dg.OpExecutionContext, sagas: SagasResource, step: str, saga_ids: Sequence[str]
 ) -> list[str]:
-    """Stage the batch in one store; a bad document leaves the batch, not the run."""
+    """Stage the batch in one store; a bad document leaves the batch, not the run.
+
+    Where stores are staged all at once, the first op has them all written, and each document that
+    fails goes on to the op of the store that failed it, and leaves the batch there.
+    """
     run, app = SagaRun.of(context), sagas.application()
+    later = set(app.engine.step_names[app.engine.step_names.index(step) + 1 :])
     with interrupts_as_failures(), app.engine.lease(run.owner):
         held = _hold(context, sagas, saga_ids)
-        staging = app.ingestion.stage(step, held)
-        _leave_batch(context, sagas, alive=staging.alive, failed=staging.failed)
-    context.add_output_metadata({"staged": len(staging.alive), "failed": len(staging.failed)})
-    return [saga.saga_id for saga in staging.alive]
+        staging = app.ingestion.stage(step, [saga for saga in held if not saga.error])
+        failed = [*(saga for saga in held if saga.error), *staging.failed]
+        going = [*staging.alive, *(saga for saga in failed if _failed_step(saga) in later)]
+        leaving = [saga for saga in failed if saga not in going]
+        _leave_batch(context, sagas, alive=going, failed=leaving)
+    context.add_output_metadata({"staged": len(staging.alive), "failed": len(leaving)})
+    return [saga.saga_id for saga in going]
+
+
+def _failed_step(saga: Saga) -> str | None:
+    return (saga.error or {}).get("step")
 
 
 def _hold(

@@ -288,7 +288,9 @@ class Ingestion:
         open_ids = [saga.saga_id for saga in sagas if saga.status not in ENDED]
         if not open_ids:
             return []
-        taken = self.ledger.take_over(owner, among=open_ids, dead_owner=dead_owner, run_id=run_id)
+        taken = self.ledger.take_over(
+            owner, among=open_ids, dead_owner=dead_owner, run_id=run_id, again=True
+        )
         return [saga for saga in taken if saga.status is Status.IN_PROGRESS]
 
 

@@ -6,7 +6,8 @@ or undoes it; both are harmless, because stores insert by saga and undo by saga.
 
 Publishing goes to all stores at the same time, and so does staging if it is configured to be
 `at_once`: ids derive from the saga, so no write needs the outcome of another, and the "started"
-rows of all precede the first of them. A crash then leaves any of the stores written, which is what
+rows of all precede the first of them. The first step that is asked for then brings all others with
+it, and those find nothing left to do. A crash leaves any of the stores written, which is what
 undoing is ready for: it looks at every step that was started, last to first.
 """
 
@@ -119,14 +120,14 @@ class SagaEngine:
     # -- stage -----------------------------------------------------------------------------------
 
     def stage_through(self, last_step: str, sagas: Sequence[Saga]) -> Staging:
-        """Run `last_step` and whatever is missing before it, in order or all at once.
+        """Run `last_step` and whatever is missing before it in order, or all steps at once.
 
         Each step is one write for the batch. Only an error that will never heal splits it, until
         the document at fault is alone.
         """
         wanted = self.steps[: self.step_names.index(last_step) + 1]
         alive, failed = list(sagas), list[Saga]()
-        for steps in [wanted] if self._at_once else [(step,) for step in wanted]:
+        for steps in [self.steps] if self._at_once else [(step,) for step in wanted]:
             staging = self._run_steps(steps, alive)
             alive, failed = staging.alive, failed + staging.failed
         return Staging(alive=sorted(alive, key=lambda saga: saga.arrival), failed=failed)

@@ -176,6 +176,7 @@ class Ledger:
             epoch_step=int(move.raises_epoch),
             takeover=int(takeover),
             records=move.records or "",
+            forgets_error=move.forgets_error,
             step=step,
             duration_ms=duration_ms,
             owner=owner,
@@ -310,6 +311,7 @@ class Ledger:
         dead_owner: str | None = None,
         run_id: str | None = None,
         left_at: datetime | None = None,
+        again: bool = False,
     ) -> list[Saga]:
         """Claim sagas whose lease has run out, raising their epoch so that no one else moves them.
 
@@ -317,7 +319,8 @@ class Ledger:
 
         With `among`, only these, and whatever `dead_owner` holds of them even if its lease still
         runs: for an owner that is known to have ended. They come back in the status they had,
-        pending ones excepted: those are in progress now.
+        pending ones excepted: those are in progress now. With `again`, what failed in those in
+        progress is forgotten, for an owner who tries it once more.
         """
         with self.transaction() as tx:
             if among is None:
@@ -329,6 +332,8 @@ class Ledger:
                 group = [saga for saga in expired if saga.status is status]
                 # A saga that nobody ever claimed has not crashed anyone yet.
                 takeover = status is not Status.PENDING
+                if again and move is states.RESUMED:
+                    move = states.RETRIED
                 taken += self.advance(
                     move,
                     group,

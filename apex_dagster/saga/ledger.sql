@@ -33,7 +33,7 @@ WITH move AS (
         undone_steps = CASE WHEN %(records)s = 'undone_step'
             THEN s.undone_steps || jsonb_build_object(%(step)s::text, m.detail) ELSE s.undone_steps END,
         error = CASE WHEN %(records)s = 'error' THEN m.detail
-            WHEN %(target)s = 'completed' THEN NULL ELSE s.error END,
+            WHEN %(forgets_error)s THEN NULL ELSE s.error END,
         replaces_saga_id = coalesce(m.detail ->> 'replaces_saga_id', s.replaces_saga_id),
         run_id = coalesce(%(run_id)s, s.run_id),
         lease_owner = coalesce(%(owner)s, s.lease_owner),

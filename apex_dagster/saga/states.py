@@ -42,6 +42,7 @@ class Move:
     raises_epoch: bool = False  # the owner changes: whoever held the saga before is fenced off
     # Which column keeps the event's detail besides the audit log.
     records: Literal["completed_step", "undone_step", "error"] | None = None
+    forgets_error: bool = False  # what failed is tried again
 
 
 def _move(event: str, source: set[Status], target: Status | None = None, **more: object) -> Move:
@@ -51,12 +52,13 @@ def _move(event: str, source: set[Status], target: Status | None = None, **more:
 OPENED = _move("saga_opened", {Status.PENDING})
 CLAIMED = _move("saga_claimed", {Status.PENDING}, Status.IN_PROGRESS, raises_epoch=True)
 RESUMED = _move("saga_resumed", {Status.IN_PROGRESS}, raises_epoch=True)
+RETRIED = _move("saga_retried", {Status.IN_PROGRESS}, raises_epoch=True, forgets_error=True)
 
 STEP_STARTED = _move("step_started", {Status.IN_PROGRESS})
 STEP_COMPLETED = _move("step_completed", {Status.IN_PROGRESS}, records="completed_step")
 STEP_FAILED = _move("step_failed", {Status.IN_PROGRESS}, records="error")
 
-COMPLETED = _move("saga_completed", {Status.IN_PROGRESS}, Status.COMPLETED)
+COMPLETED = _move("saga_completed", {Status.IN_PROGRESS}, Status.COMPLETED, forgets_error=True)
 PUBLISH_RESUMED = _move("publish_resumed", {Status.COMPLETED}, raises_epoch=True)
 PUBLISH_FAILED = _move("publish_failed", {Status.COMPLETED})
 PUBLISHED = _move("saga_published", {Status.COMPLETED})
@@ -86,6 +88,7 @@ MOVES = (
     OPENED,
     CLAIMED,
     RESUMED,
+    RETRIED,
     STEP_STARTED,
     STEP_COMPLETED,
     STEP_FAILED,

@@ -46,7 +46,7 @@ class LedgerStatements(Statements):
             moved["undone_steps"] = saga["undone_steps"] | {step: detail}
         elif v["records"] == "error":
             moved["error"] = detail
-        elif target == "completed":
+        elif v["forgets_error"]:
             moved["error"] = None
         if v["owner"] is not None:
             moved["lease_owner"] = v["owner"]
@@ -72,6 +72,7 @@ class LedgerStatements(Statements):
         completes = v["event"] == "step_completed"
         move = {"event": v["event"], "target": None, "epoch_step": 0, "takeover": 0, "run_id": None}
         move |= {"records": "completed_step" if completes else "", "owner": None}
+        move |= {"forgets_error": False}
         for saga_id, epoch in sorted(zip(v["saga_ids"], v["epochs"], strict=True)):
             saga = self.tables.sagas.get(saga_id)
             if saga and saga["epoch"] == epoch and saga["status"] == "in_progress":

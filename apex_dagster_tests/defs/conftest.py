@@ -47,12 +47,19 @@ def instance_over(stack: Endpoints, **overrides: Any) -> Iterator[dg.DagsterInst
 
 
 @pytest.fixture
+def staging() -> str:
+    """APEX_STAGING; a test that is parametrised by it overrides this."""
+    return "in_order"
+
+
+@pytest.fixture
 def dagster_app(
     endpoints: Endpoints,
     qdrant_collection: str,
     redis_prefix: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    staging: str,
 ) -> Iterator[Application]:
     """The application that the resources of this process find through its environment."""
     assert endpoints.qdrant_api_key is not None
@@ -67,6 +74,7 @@ def dagster_app(
         "REDIS_URL": endpoints.redis_url.get_secret_value(),
         "QDRANT_COLLECTION": qdrant_collection,
         "REDIS_PREFIX": redis_prefix,
+        "STAGING": staging,
         "STEP_ATTEMPTS": "2",
         "STEP_TIMEOUT_S": "10",
         "UNDO_ATTEMPTS": "2",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import dagster as dg
@@ -16,6 +17,7 @@ from apex_dagster_tests.defs.conftest import ingest
 from apex_dagster_tests.documents import document
 
 STEPS = ("neo4j_write", "postgres_write", "qdrant_write", "redis_write")
+BOTH = pytest.mark.parametrize("staging", ["in_order", "at_once"])
 UNDO = ("redis_compensate", "qdrant_compensate", "postgres_compensate", "neo4j_compensate")
 
 
@@ -55,6 +57,7 @@ def test_a_run_puts_a_document_into_all_stores_and_says_so(
     assert event.metadata["version"].value == 1
 
 
+@BOTH
 @pytest.mark.parametrize("step", STEPS)
 def test_a_failed_run_is_compensated_by_a_linked_run_in_reverse_order(
     dagster_app: Application,
@@ -70,6 +73,7 @@ def test_a_failed_run_is_compensated_by_a_linked_run_in_reverse_order(
     with armed(f"started:{step}=unavailable"):
         result = ingest(ingest_job, instance, paths=[str(path)])
     assert not result.success
+    assert [event.step_key for event in result.all_events if event.is_step_failure] == [step]
     [saga] = dagster_app.ledger.sagas_of_run(result.run_id)
     assert saga.status is Status.COMPENSATED
     assert copies(dagster_app, unique) == before
@@ -86,6 +90,7 @@ def test_a_failed_run_is_compensated_by_a_linked_run_in_reverse_order(
     assert succeeded_steps(instance, compensation.run_id) == [*UNDO, "close_sagas"]
 
 
+@BOTH
 def test_one_poisoned_document_leaves_the_batch_and_the_run_succeeds(
     dagster_app: Application,
     instance: dg.DagsterInstance,
@@ -103,12 +108,14 @@ def test_one_poisoned_document_leaves_the_batch_and_the_run_succeeds(
     assert run.tags["saga/status"] == "completed"
     compensation = instance.get_run_by_id(run.tags["saga/compensation_run"])
     assert compensation.status is dg.DagsterRunStatus.SUCCESS
+    assert f"leaves the batch: {unique}-bad" in errors(instance, run.run_id)["postgres_write"]
     [entry] = dagster_app.ledger.quarantined()
     assert entry["document_id"] == f"{unique}-bad"
     assert_whole(dagster_app, f"{unique}-bad")
     assert_whole(dagster_app, f"{unique}-0")
 
 
+@BOTH
 @pytest.mark.parametrize("step", STEPS)
 def test_re_execution_from_failure_gives_a_complete_document(
     dagster_app: Application,
@@ -197,6 +204,12 @@ def re_execute(
 def succeeded_steps(instance: dg.DagsterInstance, run_id: str) -> list[str | None]:
     records = instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_SUCCESS)
     return [record.step_key for record in records]
+
+
+def errors(instance: dg.DagsterInstance, run_id: str) -> dict[str | None, str]:
+    """What was logged as an error, by step."""
+    entries = [entry for entry in instance.all_logs(run_id) if entry.level == logging.ERROR]
+    return {entry.step_key: entry.user_message for entry in entries}
 
 
 def materializations(instance: dg.DagsterInstance, run_id: str) -> list[dg.AssetMaterialization]:

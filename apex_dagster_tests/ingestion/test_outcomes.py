@@ -14,7 +14,13 @@ from apex_dagster.records import Receipt, VersionRef
 from apex_dagster.saga.failpoints import SimulatedCrash, armed
 from apex_dagster.saga.states import Status
 from apex_dagster.settings import Endpoints
-from apex_dagster_tests.applications import BuildApplication, copies, events, recovered
+from apex_dagster_tests.applications import (
+    BuildApplication,
+    assert_whole,
+    copies,
+    events,
+    recovered,
+)
 from apex_dagster_tests.documents import submission, submissions
 
 NOBODY = "http://127.0.0.1:1"  # where a connection is refused: nothing can have been written
@@ -99,6 +105,25 @@ def test_recovery_undoes_a_saga_that_has_an_error_rather_than_going_on(
     [saga] = app.ingestion.recovery.recover(owner="rescuer")
     assert saga.status is Status.COMPENSATED
     assert ("saga_resumed", None) in events(app, saga.saga_id)
+
+
+def test_a_run_that_is_repeated_tries_again_what_had_failed_in_it(
+    app: Application, unique: str
+) -> None:
+    """Its process died after it recorded that the document was refused, and before it undid it."""
+    with (
+        armed("sent:redis_write=reject*1;recorded:redis_write=raise"),
+        pytest.raises(SimulatedCrash),
+    ):
+        app.ingestion.ingest([submission(unique)], owner="dead")
+    [left] = app.ledger.list_sagas(document_id=unique)
+    assert left.error
+    [saga] = app.ingestion.hold([left.saga_id], owner="again", parent_owner="dead")
+    assert saga.error is None
+    assert ("saga_retried", None) in events(app, saga.saga_id)
+    commit = app.ingestion.commit([saga], owner="again")
+    assert [done.status for done in commit.completed] == [Status.COMPLETED]
+    assert_whole(app, unique)
 
 
 def test_a_store_that_is_down_puts_no_document_into_quarantine_at_once(

@@ -227,9 +227,12 @@ class LedgerPlayer:
     def _do_take_over_among(self) -> None:
         owner, ids = self._owner(), self._ids()
         dead, run_id = self._draw.choice((None, *_OWNERS)), self._draw.choice(_RUNS)
+        again = self._draw.random() < 0.5
         self._both(
             "take_over among",
-            lambda ledger: ledger.take_over(owner, among=ids, dead_owner=dead, run_id=run_id),
+            lambda ledger: ledger.take_over(
+                owner, among=ids, dead_owner=dead, run_id=run_id, again=again
+            ),
         )
 
     def _do_held(self) -> None:
