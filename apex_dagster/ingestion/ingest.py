@@ -160,7 +160,7 @@ class Ingestion:
         `parent_owner` is set in a re-executed run and names the run it repeats: what that run left
         in progress is taken over, and what was compensated since starts again as a successor saga.
         """
-        held = self.ledger.held(saga_ids, owner=owner)
+        held = self.ledger.owned(saga_ids, owner=owner)
         going = [saga for saga in held if saga.status is Status.IN_PROGRESS]
         if parent_owner is None:
             return going

@@ -177,6 +177,7 @@ class Ledger:
             takeover=int(takeover),
             records=move.records or "",
             forgets_error=move.forgets_error,
+            may_be_lost=move.may_be_lost,
             step=step,
             duration_ms=duration_ms,
             owner=owner,
@@ -207,6 +208,7 @@ class Ledger:
                 tx,
                 "record_steps",
                 event=move.event,
+                may_be_lost=move.may_be_lost,
                 saga_ids=list(by_saga),
                 epochs=[each[0].saga.epoch for each in by_saga.values()],
                 completed=[
@@ -284,6 +286,15 @@ class Ledger:
         return completed
 
     # -- ownership -------------------------------------------------------------------------------
+
+    def owned(self, saga_ids: Sequence[str], *, owner: str) -> list[Saga]:
+        """As `held`, without a wait for moves in flight, and with leases renewed only where less
+        than half of one is to come."""
+        remaining_s = (self.leases.remaining_s(SagaId(saga_id)) for saga_id in saga_ids)
+        if any(seconds < self.lease_s / 2 for seconds in remaining_s):
+            return self.held(saga_ids, owner=owner)
+        rows = self._rows("sagas_of_owner", saga_ids=list(saga_ids), owner=owner)
+        return [saga_of(row) for row in rows]
 
     def held(self, saga_ids: Sequence[str], *, owner: str) -> list[Saga]:
         """Those that `owner` still holds, in any status, with their leases renewed."""

@@ -4,6 +4,7 @@
 -- audit log, for a batch of sagas at once; what it does not return was refused. Statements lock saga
 -- rows in the order of saga_id, then document rows in the order of document_id, so none deadlock;
 -- FOR NO KEY UPDATE, as a submission that joins a saga locks its key while it holds the document.
+-- A move that may be lost commits without a wait for the disk; those after it, which wait, bring it there.
 -- Leases are set and compared by clock_timestamp() of this database, never by a host's clock.
 -- Where every batch pays for it, arrays are sent in binary (%b): as text each string in them is searched
 -- for what has to be escaped, which took half of the client's time.
@@ -16,7 +17,8 @@ WITH move AS (
     SELECT s.saga_id FROM apex.saga_state s JOIN move m USING (saga_id)
     ORDER BY s.saga_id FOR NO KEY UPDATE OF s
 ), clock AS MATERIALIZED (
-    SELECT clock_timestamp() AS at
+    SELECT clock_timestamp() AS at,
+           CASE WHEN %(may_be_lost)s THEN set_config('synchronous_commit', 'off', true) END AS late
 ), moved AS (
     UPDATE apex.saga_state s SET
         status = coalesce(%(target)s, s.status),
@@ -75,7 +77,8 @@ WITH RECURSIVE move AS (
     WHERE s.epoch = m.epoch AND s.status = 'in_progress'
     ORDER BY s.saga_id FOR NO KEY UPDATE OF s
 ), clock AS MATERIALIZED (
-    SELECT clock_timestamp() AS at
+    SELECT clock_timestamp() AS at,
+           CASE WHEN %(may_be_lost)s THEN set_config('synchronous_commit', 'off', true) END AS late
 ), chain AS (
     SELECT saga_id, 0 AS number, NULL::text AS step, NULL::double precision AS duration_ms,
            NULL::jsonb AS detail, epoch, status, event_seq, event_hash
@@ -129,6 +132,9 @@ RETURNING x.saga_id
 
 -- extraction_bodies --
 SELECT saga_id, body FROM apex.extraction WHERE saga_id = ANY (%(saga_ids)s) AND body IS NOT NULL
+
+-- sagas_of_owner --
+SELECT * FROM apex.saga_state WHERE saga_id = ANY (%(saga_ids)s) AND lease_owner = %(owner)s ORDER BY saga_id
 
 -- held_sagas --
 -- Those of the given sagas that the owner still holds, their leases renewed.

@@ -43,6 +43,10 @@ class Move:
     # Which column keeps the event's detail besides the audit log.
     records: Literal["completed_step", "undone_step", "error"] | None = None
     forgets_error: bool = False  # what failed is tried again
+    # It need not be on disk before the work goes on: a crash of PostgreSQL that loses it leaves a
+    # saga whose step or publish recovery repeats, and no store is told anything because of it
+    # before a later move is on disk, and with that one all before it.
+    may_be_lost: bool = False
 
 
 def _move(event: str, source: set[Status], target: Status | None = None, **more: object) -> Move:
@@ -55,13 +59,15 @@ RESUMED = _move("saga_resumed", {Status.IN_PROGRESS}, raises_epoch=True)
 RETRIED = _move("saga_retried", {Status.IN_PROGRESS}, raises_epoch=True, forgets_error=True)
 
 STEP_STARTED = _move("step_started", {Status.IN_PROGRESS})
-STEP_COMPLETED = _move("step_completed", {Status.IN_PROGRESS}, records="completed_step")
+STEP_COMPLETED = _move(
+    "step_completed", {Status.IN_PROGRESS}, records="completed_step", may_be_lost=True
+)
 STEP_FAILED = _move("step_failed", {Status.IN_PROGRESS}, records="error")
 
 COMPLETED = _move("saga_completed", {Status.IN_PROGRESS}, Status.COMPLETED, forgets_error=True)
 PUBLISH_RESUMED = _move("publish_resumed", {Status.COMPLETED}, raises_epoch=True)
 PUBLISH_FAILED = _move("publish_failed", {Status.COMPLETED})
-PUBLISHED = _move("saga_published", {Status.COMPLETED})
+PUBLISHED = _move("saga_published", {Status.COMPLETED}, may_be_lost=True)
 
 COMPENSATION_STARTED = _move(
     "compensation_started",

@@ -82,6 +82,9 @@ class LedgerStatements(Statements):
 
     # -- ownership ---------------------------------------------------------------------------------
 
+    def _sagas_of_owner(self, v: Values) -> Iterable[Row]:
+        return [saga for saga in self._chosen(v) if saga["lease_owner"] == v["owner"]]
+
     def _held_sagas(self, v: Values) -> Iterable[Row]:
         mine = [saga for saga in self._chosen(v) if saga["lease_owner"] == v["owner"]]
         return [self._renewed(saga, v) for saga in mine]

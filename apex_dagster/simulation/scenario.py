@@ -33,6 +33,8 @@ _POSTPONED_S = 25.0  # a retry that waits for another submission's end, and the 
 _DAY_S = 86_400.0  # after a saga's end comes its last sweep
 _MARGIN_S = 5.0
 _SWEEPS_MAX = 100  # a few sagas, three sweeps each
+# By then whoever was stopped by a trap has gone on, and has had its say.
+_ALL_AWAKE_S = 700.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +156,8 @@ class _Scenario:
             if due_at is None and world.now_s > _DAY_S:
                 return
             wait_s = (due_at - world.now()).total_seconds() if due_at else _DAY_S
+            if world.now_s < _ALL_AWAKE_S:  # it may ask for one that is due before
+                wait_s = min(wait_s, 4 * _MARGIN_S)
             world.run(world.now_s + max(0.0, wait_s) + _MARGIN_S)
             self._actors.sweep()
             world.run(world.now_s + _MARGIN_S)

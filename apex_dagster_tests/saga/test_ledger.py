@@ -57,6 +57,30 @@ def test_a_move_with_an_old_epoch_is_refused(app: Application, saga: Saga) -> No
     assert len(app.ledger.advance(states.STEP_STARTED, [now], step="neo4j_write")) == 1
 
 
+@pytest.mark.parametrize("move", [m for m in MOVES if Status.IN_PROGRESS in m.source])
+def test_a_move_waits_for_the_disk_unless_it_may_be_lost(
+    app: Application, saga: Saga, move: states.Move
+) -> None:
+    with app.ledger.transaction() as tx:
+        step = "neo4j_write" if move.event.startswith("step") else None
+        assert app.ledger.advance(move, [saga], step=step, tx=tx)
+        row = tx.execute("SHOW synchronous_commit", {}).fetchone()
+    assert row == {"synchronous_commit": "off" if move.may_be_lost else "on"}
+
+
+def test_owners_are_looked_up_without_a_write_while_their_leases_are_young(
+    app: Application, saga: Saga
+) -> None:
+    [owned] = app.ledger.owned([saga.saga_id], owner="me")
+    assert owned.lease_expires_at == saga.lease_expires_at
+    assert app.ledger.owned([saga.saga_id], owner="other") == []
+    app.ledger.leases.granted(
+        [saga.saga_id], asked_at=app.ledger.leases.now() - 0.6 * app.ledger.lease_s
+    )
+    [renewed] = app.ledger.owned([saga.saga_id], owner="me")
+    assert renewed.lease_expires_at > saga.lease_expires_at
+
+
 def test_a_lease_that_runs_is_not_taken_over(app: Application, saga: Saga) -> None:
     assert app.ledger.take_over("other") == []
     assert app.ledger.take_over("other", among=[saga.saga_id], dead_owner="nobody") == []
