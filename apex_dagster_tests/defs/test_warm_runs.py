@@ -24,6 +24,7 @@ from dagster_graphql.test.utils import execute_dagster_graphql
 
 from apex_dagster.composition import Application
 from apex_dagster.defs.instance.dispatch import create_dispatched_run
+from apex_dagster.defs.instance.worker_pool import QUEUE_MAX
 from apex_dagster.defs.origin import LOCATION, reconstructable_job, remote_job_origin
 from apex_dagster.errors import StoreRejected, StoreUnavailable
 from apex_dagster.saga.failpoints import armed
@@ -59,7 +60,13 @@ def instance(stack: Any, home: Path) -> Iterator[dg.DagsterInstance]:
 def workspace(
     instance: dg.DagsterInstance, dagster_app: Application
 ) -> Iterator[WorkspaceProcessContext]:
-    """As the webserver has it: a code server of its own."""
+    with code_server(instance) as context:
+        yield context
+
+
+@contextlib.contextmanager
+def code_server(instance: dg.DagsterInstance) -> Iterator[WorkspaceProcessContext]:
+    """As the webserver has it: one of its own."""
     target = ModuleTarget("apex_dagster.definitions", None, str(Path.cwd()), LOCATION)
     # Dagster gives the server a few seconds to end, and a busy machine takes longer.
     with (
@@ -194,14 +201,63 @@ def test_workers_die_with_their_pool_and_the_next_one_reports_their_runs(
     assert instance.get_run_by_id(run.run_id).status is dg.DagsterRunStatus.FAILURE
 
 
-def test_a_worker_is_replaced_after_its_runs_and_none_is_lost(
+def test_isolation_is_one_setting_away(
+    dagster_app: Application,
+    stack: Any,
+    home: Path,
+    unique: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("APEX_POOL_SOCKET", str(home / "socket"))
+    monkeypatch.setenv("APEX_ISOLATE_RUNS", "true")
+    with (
+        instance_over(stack, run_launcher=LAUNCHER, run_coordinator=COORDINATOR) as instance,
+        code_server(instance) as workspace,
+        running_pool(instance, home, workers=1) as pool,
+    ):
+        run_id = launch_in_ui(workspace, write(tmp_path, unique))
+        assert finished(instance, run_id, pool).status is dg.DagsterRunStatus.SUCCESS
+        assert pid_of(instance, run_id) not in pool.ready_pids()
+
+
+def test_runs_beyond_those_that_may_wait_get_processes_of_their_own(
+    dagster_app: Application,
+    instance: dg.DagsterInstance,
+    workspace: WorkspaceProcessContext,
+    home: Path,
+    unique: str,
+    tmp_path: Path,
+) -> None:
+    failpoint = {"APEX_FAILPOINTS": "sent:qdrant_write=hang:60*1"}
+    with running_pool(instance, home, workers=1, **failpoint) as pool:
+        [pid] = pool.ready_pids()
+        hangs = launch(instance, write(tmp_path, f"{unique}-hangs"))
+        wait_until(lambda: pool.pid_of(hangs) == pid, pool.describe)
+        path = write(tmp_path, f"{unique}-waits")
+        waiting = [launch(instance, path) for _ in range(QUEUE_MAX)]
+        beyond = launch_in_ui(workspace, write(tmp_path, unique))
+        assert finished(instance, beyond, pool).status is dg.DagsterRunStatus.SUCCESS
+        assert pid_of(instance, beyond) != pid
+        for run_id in [*waiting, hangs]:
+            assert instance.run_launcher.terminate(run_id)
+        assert finished(instance, hangs, pool).status is dg.DagsterRunStatus.CANCELED
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [{"APEX_WORKER_RUNS_MAX": "1"}, {"APEX_WORKER_MEMORY_MB_MAX": "256"}],
+    ids=["runs", "memory"],  # with its imports and the model a worker has more than that
+)
+def test_a_worker_that_has_had_enough_is_replaced_and_no_run_is_lost(
     dagster_app: Application,
     instance: dg.DagsterInstance,
     home: Path,
     unique: str,
     tmp_path: Path,
+    limit: dict[str, str],
 ) -> None:
-    with running_pool(instance, home, workers=1, APEX_WORKER_RUNS_MAX="1") as pool:
+    with running_pool(instance, home, workers=1, **limit) as pool:
         [pid] = pool.ready_pids()
         first = launch(instance, write(tmp_path, f"{unique}-first"))
         assert finished(instance, first, pool).status is dg.DagsterRunStatus.SUCCESS
