@@ -49,6 +49,9 @@ T = TypeVar("T")
 # A dead saga is swept at once and twice more, as a late write of it may land at any time.
 SWEEP_AGAIN_S = (3600.0, 86400.0)
 
+# Before each try to publish what stands in the way of a pivot: whoever made it live is about to.
+_UNBLOCK_WAITS_S = (0.0, 0.1, 0.3, 1.0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Staging:
@@ -255,19 +258,29 @@ class SagaEngine:
     def commit(self, sagas: Sequence[Saga], *, owner: str) -> Commit:
         """Make the versions live, then tell the stores. After the pivot there is no way back."""
         reach("staged")
-        first = self._pivot(sagas)
-        self._finish_predecessors(first.blocked, owner=owner)
-        # Blocked ones once more, now that nothing stands in their way.
-        second = self._pivot(first.blocked)
+        pivoted = self._pivot_unblocked(sagas, owner=owner)
         reach("pivoted")
-        failed = self._fail_at_pivot(first.conflicts + second.conflicts, _conflict)
-        failed += self._fail_at_pivot(first.superseded + second.superseded, _superseded)
-        failed += self._fail_at_pivot(second.blocked, _blocked)
-        completed = first.completed + second.completed
-        completed = self._with_unknown_outcomes(sagas, completed, owner=owner)
+        failed = self._fail_at_pivot(pivoted.conflicts, _conflict)
+        failed += self._fail_at_pivot(pivoted.superseded, _superseded)
+        failed += self._fail_at_pivot(pivoted.blocked, _blocked)
+        completed = self._with_unknown_outcomes(sagas, pivoted.completed, owner=owner)
         self._report_lost(sagas, completed + failed)
-        known = first.publications + second.publications
-        return Commit(completed=self.publish(completed, known=known), failed=failed)
+        published = self.publish(completed, known=pivoted.publications)
+        return Commit(completed=published, failed=failed)
+
+    def _pivot_unblocked(self, sagas: Sequence[Saga], *, owner: str) -> Pivoted:
+        """Pivot; where the version to be replaced is not published yet, see to that and try again.
+
+        Several may want to replace the same one, and take that work out of each other's hands.
+        """
+        pivoted = self._pivot(sagas)
+        for wait_s in _UNBLOCK_WAITS_S:
+            if not pivoted.blocked:
+                break
+            self._retry.pace.sleep(wait_s)
+            self._finish_predecessors(pivoted.blocked, owner=owner)
+            pivoted = pivoted.then(self._pivot(pivoted.blocked))
+        return pivoted
 
     def _pivot(self, sagas: Sequence[Saga]) -> Pivoted:
         if not sagas:

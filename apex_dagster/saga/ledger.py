@@ -50,6 +50,16 @@ class Pivoted:
     # The version they would replace is live, but not published yet.
     blocked: list[Saga] = field(default_factory=list)
 
+    def then(self, again: Pivoted) -> Pivoted:
+        """Both, where `again` is what became of the blocked ones of this."""
+        return Pivoted(
+            completed=self.completed + again.completed,
+            publications=self.publications + again.publications,
+            conflicts=self.conflicts + again.conflicts,
+            superseded=self.superseded + again.superseded,
+            blocked=again.blocked,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:

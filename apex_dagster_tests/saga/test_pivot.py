@@ -6,6 +6,8 @@ from __future__ import annotations
 import pytest
 
 from apex_dagster.composition import Application
+from apex_dagster.saga import states
+from apex_dagster.saga.failpoints import observed
 from apex_dagster.saga.saga import Saga
 from apex_dagster.saga.states import Status
 from apex_dagster_tests.applications import assert_whole
@@ -54,6 +56,27 @@ def test_a_pivot_whose_answer_was_lost_is_published(
     commit = app.engine.commit(staged, owner="me")
     assert [saga.published_at is not None for saga in commit.completed] == [True]
     assert commit.failed == []
+    assert_whole(app, unique)
+
+
+def test_a_pivot_waits_while_others_take_the_publish_before_it_out_of_its_hands(
+    app: Application, staged: list[Saga], unique: str
+) -> None:
+    app.ledger.pivot(staged, steps=app.engine.step_names)  # and dies before publishing
+    opened = app.ingestion.open([submission(unique, edition=2)], owner="me")
+    second = app.ingestion.stage("redis_write", opened.alive).alive
+    others: list[Saga] = []
+
+    def take_the_publish(point: str) -> None:
+        if point == "marked" and len(others) < 2:
+            live = app.ledger.sagas([staged[0].saga_id])
+            others.extend(app.ledger.advance(states.PUBLISH_RESUMED, live, owner="other"))
+
+    with observed(take_the_publish):
+        commit = app.engine.commit(second, owner="me")
+    assert len(others) == 2
+    assert [saga.saga_id for saga in commit.completed] == [second[0].saga_id]
+    app.ingestion.sweep()
     assert_whole(app, unique)
 
 
