@@ -6,12 +6,14 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import psutil
 
 from apex_dagster.bench.open_loop import Load, arrivals, saturated
 from apex_dagster.bench.service import Service
+from apex_dagster.bench.timeline import Timeline
 from apex_dagster.errors import ServerNotStarted
 
 RATES_PER_S = (10, 50)
@@ -26,28 +28,39 @@ KILL_AFTER_S = 3.0
 def measure_rates(
     running: Service,
     bodies: Iterator[bytes],
+    timeline: Timeline,
     *,
     seconds: float,
     runs: int,
     seed: int,
     on_load: Callable[[str], None] = lambda name: None,
 ) -> dict[str, dict[str, Any]]:
-    """Every load `runs` times, in turn. By load: each run's figures, their medians, all answers."""
+    """Every load `runs` times, in turn. By load: each run's figures, their medians, all answers,
+    and where the time of the last run went."""
     url = f"{running.url}/documents/ingest"
     on_load("warm-up")
     _await_first_answer(url, bodies)
     saturated(url, bodies, clients=32, seconds=min(WARM_UP_S, 2 * seconds))
-    loads: dict[str, list[Load]] = {}
+    kinds: dict[str, Callable[[int], Load]] = {
+        f"at_{rate}_per_s": partial(_arrivals, url, bodies, rate, seconds, seed)
+        for rate in RATES_PER_S
+    }
+    kinds["saturated"] = lambda run: saturated(url, bodies, clients=CLIENTS, seconds=seconds)
+    loads: dict[str, list[Load]] = {name: [] for name in kinds}
+    parts: dict[str, Mapping[str, float]] = {}
     for run in range(runs):
-        for rate in RATES_PER_S:
-            name = f"at_{rate}_per_s"
+        for name, load in kinds.items():
             on_load(name)
-            load = arrivals(url, bodies, rate_per_s=rate, seconds=seconds, seed=seed + run)
-            loads.setdefault(name, []).append(load)
-        on_load("saturated")
-        load = saturated(url, bodies, clients=CLIENTS, seconds=seconds)
-        loads.setdefault("saturated", []).append(load)
-    return {name: combined(some) for name, some in loads.items()}
+            begun = timeline.now()
+            loads[name].append(load(run))
+            parts[name] = timeline.parts(begun)
+    return {name: combined(some) | {"ms_by_part": parts[name]} for name, some in loads.items()}
+
+
+def _arrivals(
+    url: str, bodies: Iterator[bytes], rate: int, seconds: float, seed: int, run: int
+) -> Load:
+    return arrivals(url, bodies, rate_per_s=rate, seconds=seconds, seed=seed + run)
 
 
 def _await_first_answer(url: str, bodies: Iterator[bytes]) -> None:

@@ -23,6 +23,7 @@ from apex_dagster.bench.raw_writes import RawWrites
 from apex_dagster.bench.saga_writes import SagaWrites
 from apex_dagster.bench.service import service
 from apex_dagster.bench.stopwatch import Processors
+from apex_dagster.bench.timeline import Timeline
 from apex_dagster.embedded.stack import Stack, endpoints
 from apex_dagster.settings import Endpoints, Settings
 
@@ -62,7 +63,13 @@ def run_suite(
     bodies = numbered(templates(corpus, TEMPLATES), f"http-{secrets.token_hex(4)}")
     with service(settings, settings.home) as running:
         results["http"] = http_load.measure_rates(
-            running, bodies, seconds=extent.seconds, runs=extent.runs, seed=seed, on_load=say
+            running,
+            bodies,
+            Timeline(servers.postgres_url),
+            seconds=extent.seconds,
+            runs=extent.runs,
+            seed=seed,
+            on_load=say,
         )
         say("recovery from kill -9 of all workers")
         results["memory_mb"] = running.memory_mb()

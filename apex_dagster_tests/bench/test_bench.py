@@ -42,7 +42,12 @@ def test_it_measures_on_stores_of_its_own_and_leaves_nothing(tmp_path):
     }
     assert results["growth"]["stored_after"] > results["growth"]["stored_before"] > 0
     assert set(results["http"]["at_10_per_s"]["statuses"]) == {"200"}
-    assert "<svg" in figures.with_suffix(".html").read_text()
+    parts = results["http"]["saturated"]["ms_by_part"]
+    assert parts.keys() > {"queue", "stage neo4j", "pivot", "publish"}
+    assert sum(parts.values()) > 0
+    page = figures.with_suffix(".html").read_text()
+    assert "<svg" in page
+    assert "run begins, extract" in page
     assert [path.name for path in tmp_path.iterdir()] == ["figures"]
 
 
