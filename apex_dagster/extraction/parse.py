@@ -23,6 +23,7 @@ TEXT, MARKDOWN, JSON, JSONL = "text/plain", "text/markdown", "application/json",
 HTML, PDF = "text/html", "application/pdf"
 OFFICE = "application/vnd.openxmlformats-officedocument"
 DOCX = f"{OFFICE}.wordprocessingml.document"
+CSV, TSV, PARQUET = "text/csv", "text/tab-separated-values", "application/vnd.apache.parquet"
 MEDIA_TYPES = {
     ".txt": TEXT,
     ".text": TEXT,
@@ -45,8 +46,9 @@ MEDIA_TYPES = {
     ".epub": "application/epub+zip",
     ".eml": "message/rfc822",
     ".rtf": "application/rtf",
-    ".csv": "text/csv",
-    ".tsv": "text/tab-separated-values",
+    ".csv": CSV,
+    ".tsv": TSV,
+    ".parquet": PARQUET,
     ".xml": "application/xml",
     ".rst": "text/x-rst",
     ".org": "text/x-org",
@@ -60,6 +62,7 @@ ALIASES = {
     "text/json": JSON,
     "text/xml": "application/xml",
     "text/rtf": "application/rtf",
+    "application/x-parquet": PARQUET,
 }
 UNTOLD = frozenset({"", "application/octet-stream", "binary/octet-stream"})
 
