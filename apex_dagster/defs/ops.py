@@ -37,7 +37,8 @@ class IngestConfig(dg.Config):
         description='What to ingest, in order: "samples:" is the corpus that comes with the '
         'project, "inbox:" everything in the inbox, "inbox:reports/q3.pdf" one file or folder of '
         "it; anything else is a file or folder on the machine that runs the job. Formats: txt, md, "
-        "html, pdf, docx, json, jsonl and whatever else the parser knows.",
+        "html, pdf, docx, json, jsonl, csv and parquet (a document a row), and whatever else the "
+        "parser knows. NAME.meta.json beside a file NAME states its collection, metadata, columns.",
     )
     saga_ids: list[str] = Field(
         default=[],
@@ -45,8 +46,8 @@ class IngestConfig(dg.Config):
     )
     collection: str | None = Field(
         default=None,
-        description="Put all documents into this collection. Default: the first folder below the "
-        'inbox, else "default".',
+        description="Put all documents into this collection. Default: what the file's .meta.json "
+        'says, the first folder below the inbox, else "default".',
     )
     metadata: dict[str, Any] = Field(
         default={}, description="JSON values to store with every document, for example a source."

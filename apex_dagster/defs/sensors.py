@@ -11,9 +11,10 @@ import dagster as dg
 from apex_dagster.defs.jobs import ingest_documents
 from apex_dagster.defs.resources import SagasResource
 from apex_dagster.defs.run import REFUSED_TAG, tag_ended_by_others
-from apex_dagster.ingestion.inbox import QUARANTINE, DroppedFile, Inbox, file_hash
+from apex_dagster.ingestion.inbox import QUARANTINE, DroppedFile, Inbox
 from apex_dagster.ingestion.interventions import RETRIES_A_BATCH
 from apex_dagster.ingestion.overdue import report_overdue
+from apex_dagster.ingestion.sidecar import body_hash
 from apex_dagster.saga import audit
 from apex_dagster.saga.breaker import POSTGRES
 from apex_dagster.saga.saga import Saga
@@ -190,7 +191,7 @@ def _hashed(files: list[DroppedFile]) -> dict[DroppedFile, str]:
     hashed = {}
     for file in files:
         try:
-            hashed[file] = file_hash(file.path)
+            hashed[file] = body_hash(file.path)
         except FileNotFoundError:
             continue  # taken away since it was listed
     return hashed
@@ -233,4 +234,4 @@ def _give_up(inbox: Inbox, file: DroppedFile, entry: _Seen) -> None:
         "reason": f"{entry.attempts} runs have ended without taking it in; the last one says why",
         "what_now": "Look at its runs in the Dagster UI, then drop it into the inbox again.",
     }
-    inbox.put_away(file.uri, entry.content_hash or file_hash(file.path), QUARANTINE, reason)
+    inbox.put_away(file.uri, entry.content_hash or body_hash(file.path), QUARANTINE, reason)

@@ -4,14 +4,12 @@ A file stays where it was dropped until the ledger says how its documents ended.
 `processed/` or, with a `.reason.json` beside it, to `quarantine/`, both inside the inbox. While one
 of its documents is to be tried again it stays. What is in `quarantine/` moves on when its documents
 leave the ledger's quarantine: released and completed to `processed/`; dropped, it is deleted, and
-the reason stays. The ledger, not the file system, remembers what is done, so a crash loses nothing
-and takes nothing twice.
+the reason stays. A sidecar (`sidecar.py`) is part of its file. The ledger, not the file system,
+remembers what is done, so a crash loses nothing and takes nothing twice.
 """
 
 from __future__ import annotations
 
-import glob
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,9 @@ from typing import Any
 
 import structlog
 
+from apex_dagster.ingestion.moving import move, numbered
+from apex_dagster.ingestion.sidecar import body_hash as hash_of
+from apex_dagster.ingestion.sidecar import has_sidecar, is_sidecar, sidecar_of
 from apex_dagster.saga.ledger import Ledger
 
 log = structlog.get_logger(__name__)
@@ -42,11 +43,12 @@ class DroppedFile:
     path: Path
     size: int  # bytes
     mtime_ns: int
+    sidecar: str = ""  # the signature of its sidecar, "" if it has none
 
     @property
     def signature(self) -> str:
-        """Changes whenever the file does, without reading it."""
-        return f"{self.size}:{self.mtime_ns}"
+        """Changes whenever the file or its sidecar does, without reading either."""
+        return f"{self.size}:{self.mtime_ns}{self.sidecar}"
 
 
 class Inbox:
@@ -98,9 +100,11 @@ class Inbox:
             return  # moved before, or replaced by a corrected file that has its own turn
         quarantined = path.is_relative_to(self.folder.resolve() / QUARANTINE)
         if target == ERASED:
-            path.unlink()
+            path.unlink()  # first: without its sidecar it would be another submission
+            sidecar_of(path).unlink(missing_ok=True)
         elif not (quarantined and target == QUARANTINE):
-            moved = self._move(path, self.path(uri), body_hash, target)
+            relative = self.path(uri).relative_to(self.folder.resolve())
+            moved = move(path, self.folder.resolve() / target / relative, body_hash)
             if moved is None:
                 return
             if quarantined:
@@ -117,21 +121,9 @@ class Inbox:
         path = self.path(uri)
         relative = path.relative_to(self.folder.resolve())
         away = self.folder.resolve() / QUARANTINE / relative
-        for candidate in (path, away, *_numbered(away)):
-            if candidate.is_file() and file_hash(candidate) == body_hash:
+        for candidate in (path, away, *numbered(away)):
+            if candidate.is_file() and hash_of(candidate) == body_hash:
                 return candidate
-        return None
-
-    def _move(self, path: Path, dropped_at: Path, body_hash: str, target: str) -> Path | None:
-        """Where it is now; None if it was overwritten meanwhile, and has its own turn."""
-        relative = dropped_at.relative_to(self.folder.resolve())
-        destination = _free_path(self.folder.resolve() / target / relative)
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(destination)
-        if file_hash(destination) == body_hash:
-            return destination
-        # Overwritten between the look and the move: give the newer content back.
-        destination.rename(_free_path(path))
         return None
 
     def _walk(self) -> Iterator[DroppedFile]:
@@ -139,6 +131,8 @@ class Inbox:
             relative = path.relative_to(self.folder)
             if relative.parts[0] in (PROCESSED, QUARANTINE) or _unfinished(relative):
                 continue
+            if is_sidecar(path):
+                continue  # part of the file beside it, which may be yet to come
             if path.is_symlink() or any((self.folder / p).is_symlink() for p in relative.parents):
                 continue  # a link may lead anywhere
             try:
@@ -151,13 +145,16 @@ class Inbox:
                     path=path,
                     size=status.st_size,
                     mtime_ns=status.st_mtime_ns,
+                    sidecar=_sidecar_signature(path),
                 )
 
 
-def file_hash(path: Path) -> str:
-    """Sha256 hex of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sidecar_signature(path: Path) -> str:
+    try:
+        status = sidecar_of(path).stat() if has_sidecar(path) else None
+    except FileNotFoundError:
+        return ""
+    return f"+{status.st_size}:{status.st_mtime_ns}" if status else ""
 
 
 def _unfinished(relative: Path) -> bool:
@@ -203,18 +200,3 @@ def _reason(uri: str, sagas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _reason_beside(path: Path) -> Path:
     return path.with_name(path.name + _REASON_SUFFIX)
-
-
-def _numbered(path: Path) -> list[Path]:
-    """The files beside `path` that `_free_path` may have named after it."""
-    pattern = f"{glob.escape(path.stem)}~*{glob.escape(path.suffix)}"
-    return sorted(path.parent.glob(pattern)) if path.parent.is_dir() else []
-
-
-def _free_path(path: Path) -> Path:
-    """`path`, or the next name beside it that is not taken: report.pdf, report~1.pdf, ..."""
-    candidate, number = path, 0
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.stem}~{number}{path.suffix}")
-    return candidate

@@ -1,5 +1,5 @@
 """Where documents come from: the inbox, the sample corpus, files and folders. Each file becomes one
-submission, or several where it holds one document a line."""
+submission, or several where it holds one document a line or a row; its sidecar is part of it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from apex_dagster.errors import InvalidInput
+from apex_dagster.extraction.prepared import Refused
+from apex_dagster.extraction.rows import Columns, Part, is_table, row_documents
 from apex_dagster.extraction.split import split_documents
 from apex_dagster.ingestion.inbox import SCHEME as INBOX
-from apex_dagster.ingestion.inbox import Inbox, file_hash
+from apex_dagster.ingestion.inbox import Inbox
 from apex_dagster.ingestion.ingest import Submission
+from apex_dagster.ingestion.sidecar import (
+    SIDECAR_BYTES_MAX,
+    Sidecar,
+    body_hash,
+    has_sidecar,
+    is_sidecar,
+    joint_hash,
+    read_sidecar,
+    sidecar_bytes,
+    sidecar_of,
+)
+from apex_dagster.ingestion.sidecar import SUFFIX as SIDECAR
 from apex_dagster.records import Document
 from apex_dagster.samples import sample_files
 
@@ -46,14 +60,13 @@ class Sources:
 
         A path is "samples:" (the corpus that comes with the project), "inbox:" with or without a
         path below it, or a file or folder of this machine. Raises InvalidInput for anything else.
+        `collection` and `metadata` win over what a file's sidecar states.
         """
         files = [file for path in paths for file in self._files(path)]
         return [
             submission
             for file in files
-            for submission in self._submissions(
-                dataclasses.replace(file, collection=collection or file.collection), metadata or {}
-            )
+            for submission in self._submissions(file, collection, metadata or {})
         ]
 
     def _files(self, path: str) -> Iterator[_File]:
@@ -82,32 +95,92 @@ class Sources:
                     source_uri=file.uri,
                 )
 
-    def _submissions(self, file: _File, metadata: Mapping[str, Any]) -> list[Submission]:
+    def _submissions(
+        self, file: _File, collection: str | None, metadata: Mapping[str, Any]
+    ) -> list[Submission]:
         document = Document(
             document_id=file.document_id,
             name=file.path.name,
             content=b"",
-            collection=file.collection,
+            collection=collection or file.collection,
             metadata=metadata,
             source_uri=file.source_uri,
         )
         try:
-            return self._read(document, file.path)
+            return self._read(document, file.path, is_collection_given=bool(collection))
         except FileNotFoundError:
             return []
 
-    def _read(self, document: Document, path: Path) -> list[Submission]:
+    def _read(
+        self, document: Document, path: Path, *, is_collection_given: bool
+    ) -> list[Submission]:
+        if reason := self._too_large(path):
+            return [_submission(document, body_hash=body_hash(path), rejection=reason)]
+        content, told = path.read_bytes(), sidecar_bytes(path)
+        hash_of_both = joint_hash(_sha256(content), None if told is None else _sha256(told))
+        try:
+            sidecar = Sidecar() if told is None else _sidecar(path, told)
+            described = _described(document, sidecar, is_collection_given=is_collection_given)
+            parts = _parts(dataclasses.replace(described, content=content), sidecar.columns)
+        except Refused as refused:
+            return [_submission(document, body_hash=hash_of_both, rejection=refused.reason)]
+        return [
+            _submission(part.document, body_hash=hash_of_both, rejection=part.rejection)
+            for part in parts
+        ]
+
+    def _too_large(self, path: Path) -> str | None:
+        """Why neither is read into memory."""
         size = path.stat().st_size
         if size > self._document_bytes_max:
-            reason = (
+            return (
                 f"the file has {size} bytes, the limit is {self._document_bytes_max}: split it, "
                 "or raise APEX_DOCUMENT_BYTES_MAX"
             )
-            return [_submission(document, body_hash=file_hash(path), rejection=reason)]
-        content = path.read_bytes()
-        body_hash = hashlib.sha256(content).hexdigest()
-        parts = split_documents(dataclasses.replace(document, content=content))
-        return [_submission(part, body_hash=body_hash) for part in parts]
+        beside = sidecar_of(path)
+        if has_sidecar(path) and (size := beside.stat().st_size) > SIDECAR_BYTES_MAX:
+            return f"{beside.name} has {size} bytes, the limit is {SIDECAR_BYTES_MAX}: shorten it"
+        return None
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _sidecar(path: Path, content: bytes) -> Sidecar:
+    try:
+        return read_sidecar(content)
+    except Refused as refused:
+        raise Refused(f"{sidecar_of(path).name}: {refused.reason}") from refused
+
+
+def _described(document: Document, sidecar: Sidecar, *, is_collection_given: bool) -> Document:
+    """With what its sidecar says, and what the run says wins over that."""
+    collection = None if is_collection_given else sidecar.collection
+    return dataclasses.replace(
+        document,
+        collection=collection or document.collection,
+        metadata={**sidecar.metadata, **document.metadata},
+    )
+
+
+def _parts(document: Document, columns: Columns | None) -> list[Part]:
+    """The documents that a file holds. Raises Refused, with its name, where none is usable."""
+    if not is_table(document):
+        if columns is not None:
+            raise Refused(
+                f"{sidecar_of(Path(document.name))}: columns: {document.name} is no table; leave"
+                " them out"
+            )
+        return [Part(document=part) for part in split_documents(document)]
+    try:
+        parts = row_documents(document, columns or Columns())
+    except Refused as refused:
+        raise Refused(f"{document.name}: {refused.reason}") from refused
+    return [
+        Part(document=p.document, rejection=p.rejection and f"{document.name}, {p.rejection}")
+        for p in parts
+    ]
 
 
 def _submission(document: Document, *, body_hash: str, rejection: str | None = None) -> Submission:
@@ -116,12 +189,17 @@ def _submission(document: Document, *, body_hash: str, rejection: str | None = N
 
 
 def _local_files(path: Path) -> Iterator[_File]:
+    if is_sidecar(path):
+        raise InvalidInput(
+            f"paths: {str(path)!r} is a sidecar; give the file it belongs to, without {SIDECAR}"
+        )
     if path.is_file():
         yield _File(path=path, document_id=path.name, collection="default")
     elif path.is_dir():
         for file in sorted(path.rglob("*")):
             relative = file.relative_to(path)
-            if file.is_file() and not any(part.startswith(".") for part in relative.parts):
+            hidden = any(part.startswith(".") for part in relative.parts)
+            if file.is_file() and not hidden and not is_sidecar(file):
                 yield _File(
                     path=file,
                     document_id=relative.as_posix(),

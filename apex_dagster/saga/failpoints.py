@@ -16,7 +16,8 @@ transaction, before the commit), `pivoted`, `publishing:{step}`, `publish_sent:{
 `undoing:{step}`, `undo_sent:{step}`, `undone:{step}`, `undo_recorded:{step}`, `closing` (in its
 transaction, before the commit), `undone`; and, when it is tried again, `retrying` (in its
 transaction, before the commit), `retried` (opened, not claimed); and `releasing`, `dropping` (in
-their transactions, before the commit).
+their transactions, before the commit); and, when a file leaves the inbox, `sidecar_copied`,
+`file_moved`.
 """
 
 from __future__ import annotations

@@ -141,6 +141,46 @@ def test_files_share_runs_up_to_the_batch_size(
     assert sizes == [3, 3, 1]
 
 
+def test_a_sidecar_starts_no_run_of_its_own_and_a_changed_one_a_run_of_its_file(
+    dagster_app: Application, ticks: Ticks, unique: str
+) -> None:
+    path = dagster_app.inbox.folder / f"{unique}.csv"
+    sidecar = path.with_name(f"{path.name}.meta.json")
+    sidecar.write_text('{"collection": "first"}')
+    assert (ticks.tick(), ticks.tick()) == ([], [])
+    path.write_text("id,text\n007,The Aurora lay in the ice off Gull Island.\n")
+    ticks.tick()
+    [early] = ticks.tick()
+    sidecar.write_text('{"collection": "second"}')
+    assert ticks.tick() == []  # it may be changing still
+    [request] = ticks.tick()
+    assert request.run_key != early.run_key
+    assert request.run_config["ops"]["extract"]["config"] == {"paths": [f"inbox:{path.name}"]}
+    assert ticks.run(request).success
+    processed = dagster_app.inbox.folder / "processed"
+    assert {p.name for p in processed.glob(f"{unique}*")} == {path.name, sidecar.name}
+    assert [p for p in (path, sidecar) if p.exists()] == []
+    with dagster_app.ledger.transaction() as tx:
+        rows = tx.execute("SELECT collection FROM apex.document_versions").fetchall()
+    assert [row["collection"] for row in rows] == ["second"]
+    assert ticks.tick() == []
+    assert_whole(dagster_app, f"{path.name}#007")
+
+
+def test_a_file_with_a_sidecar_is_known_to_be_under_way(
+    dagster_app: Application, ticks: Ticks, unique: str
+) -> None:
+    path = drop(dagster_app, unique)
+    path.with_name(f"{path.name}.meta.json").write_text('{"metadata": {"a": 1}}')
+    ticks.tick()
+    [request] = ticks.tick()
+    with armed("started:qdrant_write=unavailable"):
+        assert not ticks.run(request).success
+    mend(dagster_app)
+    assert ticks.tick() == []
+    assert "1 under way" in ticks.skipped
+
+
 def test_a_bad_file_goes_to_quarantine_with_its_reason(
     dagster_app: Application, ticks: Ticks, unique: str
 ) -> None:
