@@ -399,6 +399,8 @@ def test_sagas_wait_on_while_a_store_is_down(
     saga = open_pending(dagster_app, unique)
     run_ids = [str(uuid.uuid4()) for _ in range(2)]
     dagster_app.breakers.note("neo4j", StoreUnavailable("neo4j", "a test says so"))
+    with dagster_app.ledger.transaction() as tx:  # or the next look would find it up
+        tx.execute("UPDATE apex.breaker SET next_probe_at = now() + interval '1 hour'")
     assert not create_dispatched_run(instance, dagster_app, run_id=run_ids[0], pool_id="test")
     assert now(dagster_app, [saga])[0].status is Status.PENDING
     assert instance.get_run_by_id(run_ids[0]) is None
