@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -63,19 +64,15 @@ class Table:
 
     def _cells(self, name: str) -> list[Any]:
         column = self.frame[name]
-        cells = zip(column.tolist(), column.isna().tolist(), strict=True)
-        return [None if missing or _is_absent(cell) else cell for cell, missing in cells]
+        with _errors_as_refusals(f"column {name!r}"):
+            cells = zip(column.tolist(), column.isna().tolist(), strict=True)
+            return [None if missing or _is_absent(cell) else cell for cell, missing in cells]
 
 
 def read_table(content: bytes, kind: str) -> Table:
     """The table in a file of media type `kind`. Raises Refused, with the reason and the fix."""
-    try:
+    with _errors_as_refusals("the table"):
         table = _read_parquet(content) if kind == PARQUET else _read_csv(decode(content), kind)
-    except (ValueError, TypeError, KeyError, OSError, NotImplementedError) as error:
-        detail = " ".join(str(error).split())[:300]
-        raise Refused(
-            f"the table cannot be read ({detail}): correct it, or write it anew"
-        ) from error
     if not table.names:
         raise Refused("the table has no columns: the first line of a CSV file names them")
     doubled = sorted({name for name in table.names if table.names.count(name) > 1})
@@ -103,6 +100,8 @@ def _read_csv(text: str, kind: str) -> Table:
     frame = frame.iloc[1:].dropna(how="all")
     reason = f"it has more fields than the {width} columns: quote a field that holds {separator!r}"
     faults = dict.fromkeys(frame.index[frame.iloc[:, width].notna()].tolist(), reason)
+    if len(frame) == len(faults) > 1:
+        raise Refused(f"each row has more fields than the {width} columns: name them all")
     named = [n for n, name in enumerate(names) if isinstance(name, str) and name.strip()]
     frame = frame.iloc[:, named]
     return Table(
@@ -130,6 +129,19 @@ def _read_parquet(content: bytes) -> Table:
     frame = frame.set_axis([str(name) for name in frame.columns], axis="columns")
     frame = frame.set_axis(range(1, len(frame) + 1), axis="index").dropna(how="all")
     return Table(frame=frame, is_typed=True, faults={})
+
+
+@contextmanager
+def _errors_as_refusals(what: str) -> Iterator[None]:
+    """Of all that pandas and Arrow raise for a damaged file, nothing may fail the run, which would
+    take along the other files of its batch."""
+    try:
+        yield
+    except Refused:
+        raise
+    except Exception as error:
+        detail = " ".join(str(error).split())[:300]
+        raise Refused(f"{what} cannot be read ({detail}): correct it, or write it anew") from error
 
 
 def _is_absent(cell: Any) -> bool:

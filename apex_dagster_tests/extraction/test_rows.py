@@ -187,6 +187,13 @@ class TestParquet:
         (part,) = rows(content, "t.parquet", metadata=("tags", "of"))
         assert fields(part)["metadata"] == {"tags": ["a", None], "of": {"k": 1.5}}
 
+    def test_texts_that_were_written_as_categories_are_texts(self, rows: Rows):
+        frame = pd.DataFrame({"text": ["a", "b"], "kind": pd.Categorical(["x", None])})
+        buffer = io.BytesIO()
+        frame.to_parquet(buffer)
+        parts = rows(buffer.getvalue(), "t.parquet", text=("text", "kind"))
+        assert [fields(part)["text"] for part in parts] == ["a\n\nx", "b"]
+
     def test_ids_that_became_floats_beside_missing_ones_are_whole_again(self, rows: Rows):
         parts = rows(parquet({"id": [17.0, None], "text": ["a", "b"]}), "t.parquet")
         assert [part.document.document_id for part in parts] == ["t#17", "t#2"]
@@ -246,6 +253,7 @@ WRONG = [
     ("id,text,text\n1,a,b\n", {}, "the columns text are there more than once: rename"),
     ('id,text\n1,"a\n2,b\n', {}, r"cannot be read \(.*EOF inside string.*\): correct it"),
     ("", {}, "the table has no columns: the first line"),
+    ("id,text\n1,a,b\n2,c,d\n", {}, "each row has more fields than the 2 columns: name them"),
 ]
 
 
@@ -270,11 +278,25 @@ def test_a_truncated_parquet_file_is_refused(rows: Rows):
         rows(bytes(content), "t.parquet")
 
 
+def test_a_text_that_is_no_utf_8_is_refused_with_its_column(rows: Rows):
+    offsets, letters = pa.py_buffer(b"\x00\x00\x00\x00\x02\x00\x00\x00"), pa.py_buffer(b"\xff\xfe")
+    column = pa.StringArray.from_buffers(1, offsets, letters)
+    with pytest.raises(Refused, match="column 'text' cannot be read"):
+        rows(parquet({"text": column}), "t.parquet")
+
+
 def test_columns_that_hold_no_texts_are_refused(rows: Rows):
     with pytest.raises(Refused, match="column 'text' holds lists or objects"):
         rows(parquet({"text": [["a"]]}), "t.parquet")
     with pytest.raises(Refused, match="column 'b' holds bytes, which JSON has not"):
         rows(parquet({"text": ["a"], "b": [b"x"]}), "t.parquet", metadata=("b",))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
+def test_a_refused_table_that_is_released_is_rejected_again(submit: Submit, extractor, suffix: str):
+    """Of a file that was refused whole the ledger keeps no content: the inbox has it."""
+    with pytest.raises(DocumentRejected):
+        extractor.extract(submit(b"", f"t.{suffix}"))
 
 
 class TestMapping:
