@@ -7,7 +7,8 @@ and a request each ask for the application and get the same one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 
@@ -32,6 +33,7 @@ from apex_dagster.stores.neo4j_store import Neo4jStore
 from apex_dagster.stores.postgres_store import PostgresStore
 from apex_dagster.stores.protocol import AuditedStore
 from apex_dagster.stores.qdrant_store import QdrantStore
+from apex_dagster.stores.reading import Catalogue
 from apex_dagster.stores.redis_store import RedisStore
 
 
@@ -136,21 +138,50 @@ def build(
             takeovers_max=settings.takeovers_max,
             sweep_orphans=in_order[0].sweep_orphans,
         ),
-        reader=DocumentReader(
-            snapshots=in_order[1],
-            graphs=in_order[0],
-            points=in_order[2],
-            cache=in_order[3],
-            timeout_s=settings.read_timeout_s,
-        ),
+        reader=_reader(settings, in_order),
         sources=Sources(inbox, document_bytes_max=settings.document_bytes_max),
         inbox=inbox,
     )
 
 
-def _stores(
-    settings: Settings, servers: Endpoints
-) -> tuple[Neo4jStore, PostgresStore, QdrantStore, RedisStore]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a process needs that shows documents."""
+
+    reader: DocumentReader
+    catalogue: Catalogue
+
+
+@contextmanager
+def reading(settings: Settings, servers: Endpoints) -> Iterator[Reading]:
+    """For a process that writes to no store: clients of its own, which give up as a read does.
+
+    Connects when the first document is read.
+    """
+    patience = {"step_timeout_s": settings.read_timeout_s}
+    stores = _stores(settings.model_copy(update=patience), servers)
+    try:
+        yield Reading(reader=_reader(settings, stores), catalogue=stores[1])
+    finally:
+        for store in stores:
+            store.close()
+
+
+_Stores = tuple[Neo4jStore, PostgresStore, QdrantStore, RedisStore]
+
+
+def _reader(settings: Settings, stores: _Stores) -> DocumentReader:
+    graphs, snapshots, points, cache = stores
+    return DocumentReader(
+        snapshots=snapshots,
+        graphs=graphs,
+        points=points,
+        cache=cache,
+        timeout_s=settings.read_timeout_s,
+    )
+
+
+def _stores(settings: Settings, servers: Endpoints) -> _Stores:
     return (
         Neo4jStore(
             servers.neo4j_uri,

@@ -1,43 +1,50 @@
 """The HTTP application: what lives as long as its process, and the routes over it.
 
-It opens sagas and waits for them; Dagster's runs drive them. So it needs the ledger and nothing
-else, and is up in a second.
+It opens sagas and waits for them; Dagster's runs drive them. It writes to the ledger and nowhere
+else; the stores it asks only when a document is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from apex_dagster.api import documents, health, problems, schemas
+from apex_dagster.api import documents, health, live_documents, problems, schemas
 from apex_dagster.api.answers import answer_of
 from apex_dagster.api.documents import Documents
 from apex_dagster.api.health import Health
 from apex_dagster.api.hosts import LoopbackNames
+from apex_dagster.api.live_documents import LiveDocuments
+from apex_dagster.api.threads import BoundedCalls
 from apex_dagster.extraction.extract import Extractor
 from apex_dagster.ingestion.endings import Endings
 from apex_dagster.ingestion.intake import Intake
+from apex_dagster.ingestion.read import SNAPSHOTS_MAX
 from apex_dagster.saga.ledger import Ledger
 from apex_dagster.saga.submissions import ended_sagas
 from apex_dagster.saga.wakeup import ENDED, Listener
-from apex_dagster.settings import Settings
+from apex_dagster.settings import Endpoints, Settings
+
+if TYPE_CHECKING:
+    from apex_dagster.composition import Reading
 
 THREADS = 4  # as many as the ledger has connections
+READ_THREADS = 4  # as many as the store has; others than the ledger's, which no store keeps waiting
 
 DESCRIPTION = (
     "Takes documents into Neo4j, PostgreSQL, Qdrant and Redis: into all four, or into none."
 )
 
 
-def create_app(settings: Settings, postgres_url: str, *, admit: Callable[[int], None]) -> FastAPI:
+def create_app(settings: Settings, servers: Endpoints, *, admit: Callable[[int], None]) -> FastAPI:
     """The application over a migrated ledger. Nothing is connected before it starts.
 
     `admit(n)` raises an error with `retry_after_s` unless `n` documents may come in now; with 0 it
@@ -47,10 +54,11 @@ def create_app(settings: Settings, postgres_url: str, *, admit: Callable[[int], 
         title="apex_dagster",
         version=version("apex-dagster"),
         description=DESCRIPTION,
-        lifespan=partial(lifespan, settings=settings, postgres_url=postgres_url, admit=admit),
+        lifespan=partial(lifespan, settings=settings, servers=servers, admit=admit),
         redoc_url=None,
     )
     app.include_router(documents.router)
+    app.include_router(live_documents.router)  # below the others: an id may look like a path
     app.include_router(health.router)
     problems.install(app)
     if not settings.api_trust_network:
@@ -61,9 +69,10 @@ def create_app(settings: Settings, postgres_url: str, *, admit: Callable[[int], 
 
 @asynccontextmanager
 async def lifespan(
-    app: FastAPI, *, settings: Settings, postgres_url: str, admit: Callable[[int], None]
+    app: FastAPI, *, settings: Settings, servers: Endpoints, admit: Callable[[int], None]
 ) -> AsyncIterator[None]:
     """Connections and threads, for as long as the application runs."""
+    postgres_url = servers.postgres_url.get_secret_value()
     ledger = Ledger(postgres_url, lease_s=settings.lease_s)
     executor = ThreadPoolExecutor(THREADS, "ledger")
     endings = Endings(
@@ -93,11 +102,32 @@ async def lifespan(
     )
     endings.start()
     try:
-        yield
+        with live_reads(settings, servers, ledger) as app.state.live_documents:
+            yield
     finally:
         await endings.stop()
         executor.shutdown()
         ledger.close()
+
+
+@contextmanager
+def live_reads(settings: Settings, servers: Endpoints, ledger: Ledger) -> Iterator[LiveDocuments]:
+    """Reads of documents, with clients and threads of their own."""
+    threads = ThreadPoolExecutor(READ_THREADS, "reads")
+    calls = BoundedCalls(executor=threads, bound_s=SNAPSHOTS_MAX * settings.read_timeout_s)
+    with ExitStack() as clients:
+
+        def connect() -> Reading:
+            from apex_dagster.composition import reading
+
+            return clients.enter_context(reading(settings, servers))
+
+        try:
+            # Importing the stores' drivers takes longer than all else at a start. A read that comes
+            # before they are there waits for them, nobody else does.
+            yield LiveDocuments(reading=threads.submit(connect), ledger=ledger, calls=calls)
+        finally:
+            threads.shutdown(cancel_futures=True)
 
 
 def _extractor(settings: Settings) -> Extractor:

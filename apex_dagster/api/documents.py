@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from apex_dagster.api.answers import response_of
 from apex_dagster.api.batch import BatchResponse
 from apex_dagster.api.bodies import JSON, NDJSON, check_media_type, read_body, read_lines
-from apex_dagster.api.problems import MEDIA_TYPE
+from apex_dagster.api.problems import RETRY_AFTER_HEADER, described
 from apex_dagster.api.schemas import (
     COMPENSATED_EXAMPLE,
     DOCUMENT_EXAMPLES,
@@ -54,22 +54,12 @@ class Documents:
         return read_request(body, extractor=self.extractor, client=CLIENT, idempotency_key=key)
 
 
-def _problem(description: str, example: Any = None) -> dict[str, Any]:
-    content: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/Problem"}}
-    if example is not None:
-        content["example"] = example
-    return {"description": description, "content": {MEDIA_TYPE: content}}
-
-
-_RETRY_AFTER = {
-    "Retry-After": {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds."}
-}
 _REFUSALS: dict[int | str, dict[str, Any]] = {
-    413: _problem("Larger than APEX_API_BODY_BYTES_MAX."),
-    415: _problem("Another Content-Type."),
-    429: _problem("APEX_PENDING_MAX documents wait already.") | {"headers": _RETRY_AFTER},
-    503: _problem("A store is down, or the saga has not ended within APEX_ANSWER_WAIT_S.")
-    | {"headers": _RETRY_AFTER},
+    413: described("Larger than APEX_API_BODY_BYTES_MAX."),
+    415: described("Another Content-Type."),
+    429: described("APEX_PENDING_MAX documents wait already.") | {"headers": RETRY_AFTER_HEADER},
+    503: described("A store is down, or the saga has not ended within APEX_ANSWER_WAIT_S.")
+    | {"headers": RETRY_AFTER_HEADER},
 }
 _DOCUMENT = {"$ref": "#/components/schemas/Document"}
 
@@ -83,9 +73,9 @@ _DOCUMENT = {"$ref": "#/components/schemas/Document"}
             "description": "Live.",
             "content": {"application/json": {"example": INGESTED_EXAMPLE}},
         },
-        409: _problem("Another version is live than expected, or one that was submitted later."),
-        422: _problem("A member cannot be used, or the key came with another body before."),
-        500: _problem("All four stores are as they were before.", COMPENSATED_EXAMPLE),
+        409: described("Another version is live than expected, or one that was submitted later."),
+        422: described("A member cannot be used, or the key came with another body before."),
+        500: described("All four stores are as they were before.", COMPENSATED_EXAMPLE),
         **_REFUSALS,
     },
     openapi_extra={
@@ -127,7 +117,7 @@ async def ingest(request: Request) -> Response:
             "content": {NDJSON[0]: {"schema": {"$ref": "#/components/schemas/Line"}}},
         },
         415: _REFUSALS[415],
-        422: _problem("An Idempotency-Key header; each line may have an idempotency_key."),
+        422: described("An Idempotency-Key header; each line may have an idempotency_key."),
     },
     openapi_extra={
         "requestBody": {"required": True, "content": {NDJSON[0]: {"schema": _DOCUMENT}}}

@@ -10,9 +10,10 @@ from typing import Any
 import orjson
 import structlog
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from apex_dagster.errors import ApexError, QueueFull, TransientError
+from apex_dagster.errors import ApexError, IncompleteVersion, QueueFull, TransientError
 from apex_dagster.ingestion.request import RequestRefused
 
 log = structlog.get_logger(__name__)
@@ -67,6 +68,16 @@ def problem_of(error: Exception) -> Problem:
             headers=retry_after(error.retry_after_s),
             depth=error.depth,
         )
+    if isinstance(error, RequestValidationError):
+        return _invalid_parameter(error)
+    if isinstance(error, IncompleteVersion):
+        return Problem(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "incomplete",
+            "No whole version could be read in time; ask again later",
+            headers=retry_after(RETRY_AFTER_S),
+            document_id=error.document_id,
+        )
     if isinstance(error, HTTPException):
         status = HTTPStatus(error.status_code)
         return Problem(status, "http", str(error.detail), headers=error.headers)
@@ -91,6 +102,14 @@ def _unavailable(error: Exception) -> Problem:
     )
 
 
+def _invalid_parameter(error: RequestValidationError) -> Problem:
+    """The first parameter at fault, by name, and what it has to be."""
+    fault = error.errors()[0]
+    name = str(fault["loc"][1])  # after "query" or "path"; a list's member has a number behind it
+    detail = f"{name}: {fault['msg']}"
+    return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", detail, field=name)
+
+
 def retry_after(seconds: float) -> dict[str, str]:
     """The header, in whole seconds, at least one."""
     return {"Retry-After": str(max(1, math.ceil(seconds)))}
@@ -107,5 +126,18 @@ def install(app: FastAPI) -> None:
             log.warning("request_refused", path=request.url.path, error=str(error))
         return problem.response()
 
-    for kind in (Problem, ApexError, HTTPException, Exception):
+    for kind in (Problem, ApexError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, answer)
+
+
+def described(description: str, example: Any = None) -> dict[str, Any]:
+    """A problem as OpenAPI shows it among a route's answers."""
+    content: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    if example is not None:
+        content["example"] = example
+    return {"description": description, "content": {MEDIA_TYPE: content}}
+
+
+RETRY_AFTER_HEADER = {
+    "Retry-After": {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds."}
+}

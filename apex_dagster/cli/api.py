@@ -32,7 +32,7 @@ BACKLOG = 2048
     "--port", type=click.IntRange(0, 65535), help="0: a free one. Default: APEX_API_PORT, 8000."
 )
 def api(host: str | None, port: int | None) -> None:
-    """Serve POST /documents/ingest until Ctrl-C.
+    """Serve POST /documents/ingest, and what is live, until Ctrl-C.
 
     Opens sagas and waits for them; Dagster drives them, so it has to run as well (`apex demo`).
     The stores must have been started (`apex up`). GET /docs describes every request.
@@ -40,7 +40,8 @@ def api(host: str | None, port: int | None) -> None:
     settings = Settings()
     host = settings.api_host if host is None else host
     listening = listen(host, settings.api_port if port is None else port, settings)
-    url = known_endpoints(settings, ("postgres",)).postgres_url.get_secret_value()
+    servers = known_endpoints(settings)
+    url = servers.postgres_url.get_secret_value()
     check_postgres(url)
     with schema_errors():
         migrate(url)
@@ -50,7 +51,7 @@ def api(host: str | None, port: int | None) -> None:
     click.echo(f"API  http://{name}:{bound_port}  (described at /docs)")
     ledger = Ledger(url)
     with closing(ledger):
-        serve(create_app(settings, url, admit=admission(ledger, settings).check), listening)
+        serve(create_app(settings, servers, admit=admission(ledger, settings).check), listening)
 
 
 def listen(host: str, port: int, settings: Settings) -> socket.socket:

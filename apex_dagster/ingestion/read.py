@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import structlog
 
-from apex_dagster.errors import IncompleteVersion
+from apex_dagster.errors import IncompleteVersion, TransientError
 from apex_dagster.records import VersionRef
 from apex_dagster.stores.reading import (
     CacheEntry,
@@ -35,6 +35,7 @@ T = TypeVar("T")
 SNAPSHOTS_MAX = 3
 _ASKED_MAX = 3  # times that one store is asked with one snapshot
 _ASK_AGAIN_AFTER_S = 0.02
+_CACHE_WAIT_S = 2.0  # a frozen cache costs a read no more; one that works answers in milliseconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -73,7 +74,7 @@ class DocumentReader:
 
         Each try has `timeout_s`; a slower one is started again. Raises IncompleteVersion when
         `SNAPSHOTS_MAX` tries found no whole version in time, and StoreUnavailable, StoreConflict or
-        OutcomeUnknown when a store cannot be asked.
+        OutcomeUnknown when a store other than the cache cannot be asked.
         """
         missing = ""
         for snapshot in range(1, SNAPSHOTS_MAX + 1):
@@ -95,18 +96,31 @@ class DocumentReader:
             _check(live, "postgres", frozenset({live.ref}), {"chunks": len(live.chunks)})
             graph = pool.submit(_whole_part, self._graphs, live, deadline)
             points = pool.submit(_whole_part, self._points, live, deadline)
-            cached = _within(deadline, pool, lambda: self._cache.read_version(live.ref))
+            cached = self._cached(live.ref, deadline, pool)
             return LiveDocument(
                 version=live,
                 graph=graph.result(_left_s(deadline)),
                 points=points.result(_left_s(deadline)),
-                cached=cached if cached and _is_of(cached, live.ref) else None,
+                cached=cached,
                 snapshots=snapshot,
             )
         except FutureTimeout:
             raise _NotWhole(f"no answer within {self._timeout_s:g} s") from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _cached(
+        self, ref: VersionRef, deadline: float, pool: ThreadPoolExecutor
+    ) -> CacheEntry | None:
+        """The cache's entry if it is of that version. No answer is a miss like any other: nothing
+        in an entry is missing from the other three stores."""
+        wait_until = min(deadline, time.monotonic() + _CACHE_WAIT_S)
+        try:
+            entry = _within(wait_until, pool, lambda: self._cache.read_version(ref))
+        except (TransientError, FutureTimeout) as error:
+            log.warning("cache_not_read", document_id=ref.document_id, error=str(error))
+            return None
+        return entry if entry and _is_of(entry, ref) else None
 
 
 class _NotWhole(Exception):

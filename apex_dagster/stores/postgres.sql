@@ -128,6 +128,20 @@ WHERE d.document_id = %(document_id)s
 SELECT ordinal, text, char_start, char_end FROM apex.chunks
 WHERE saga_id = %(saga_id)s ORDER BY ordinal
 
+-- list_live --
+-- A page of pointers with what they point at. The primary key of documents gives the order and the
+-- place to begin, so a page costs its rows and the documents without a live version among them.
+-- With a collection it also costs every document of others that it passes over, at worst all that
+-- there are: an index for it would have to be written by every staging.
+SELECT d.document_id, d.live_version, d.live_saga_id, coalesce(v.title, ''),
+       coalesce(v.collection, ''), s.ended_at
+FROM apex.documents d
+JOIN apex.saga_state s ON s.saga_id = d.live_saga_id
+LEFT JOIN apex.document_versions v ON v.saga_id = d.live_saga_id
+WHERE d.document_id > %(after)s AND d.live_version IS NOT NULL
+  AND (%(collection)s::text IS NULL OR v.collection = %(collection)s)
+ORDER BY d.document_id LIMIT %(limit)s
+
 -- lock_index --
 SELECT pg_advisory_xact_lock(hashtext('apex_dagster.stores.postgres_store'))
 

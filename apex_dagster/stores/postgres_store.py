@@ -43,7 +43,7 @@ from apex_dagster.stores.fitness import (
     text_fault,
 )
 from apex_dagster.stores.postgres_connection import STORE, BoundedConnection, BoundedPool
-from apex_dagster.stores.reading import LiveVersion
+from apex_dagster.stores.reading import LiveHeading, LiveVersion
 
 _SQL = load_queries("apex_dagster.stores", "postgres.sql")
 _CHUNK_TYPES = ["uuid", "text", "text", "int4", "text", "int4", "int4", "int4", "text", "halfvec"]
@@ -159,6 +159,23 @@ class PostgresStore:
             chunks=tuple(Chunk(ordinal=o, text=t, start=s, end=e) for o, t, s, e in chunks),
             receipts=receipts,
         )
+
+    def list_live(
+        self, *, after: str = "", collection: str | None = None, limit: int
+    ) -> list[LiveHeading]:
+        """Live versions by document_id, those beyond `after`, as they are at one moment."""
+        wanted = {"after": after, "collection": collection, "limit": limit}
+        with self._pool.connection() as connection:
+            rows = connection.execute(_SQL["list_live"], wanted).fetchall()
+        return [
+            LiveHeading(
+                ref=VersionRef(document_id=document_id, version=version, saga_id=saga_id),
+                title=title,
+                collection=collection,
+                live_since=live_since,
+            )
+            for document_id, version, saga_id, title, collection, live_since in rows
+        ]
 
     def ping(self) -> None:
         with self._pool.connection() as connection:

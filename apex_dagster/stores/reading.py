@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -61,6 +62,16 @@ class LiveVersion:
     receipts: Mapping[str, Mapping[str, int]]  # saga step -> what its store has taken in
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveHeading:
+    """What a list tells of a live version."""
+
+    ref: VersionRef
+    title: str
+    collection: str
+    live_since: datetime  # when its pivot moved the pointer
+
+
 PartT = TypeVar("PartT", bound=Part | None, covariant=True)
 
 
@@ -70,6 +81,16 @@ class SnapshotReader(Protocol):
     def read_live(self, document_id: str) -> LiveVersion | None:
         """Pointer and content in one REPEATABLE READ, READ ONLY transaction; None where no version
         is live."""
+        ...
+
+
+class Catalogue(Protocol):
+    """PostgreSQL."""
+
+    def list_live(
+        self, *, after: str = "", collection: str | None = None, limit: int
+    ) -> list[LiveHeading]:
+        """Up to `limit` live versions in the order of document_id, those beyond `after`."""
         ...
 
 

@@ -12,15 +12,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from apex_dagster.composition import Application
 from apex_dagster.saga.pending import claim_pending
 from apex_dagster.saga.wakeup import PENDING, Listener
+from apex_dagster.settings import Endpoints
 
 START_TIMEOUT_S = 120.0
 ANSWER_TIMEOUT_S = 120.0
@@ -118,12 +120,16 @@ def idle_driver(app: Application, postgres_database: str) -> Iterator[Driver]:
 
 
 @pytest.fixture
-def start_api(postgres_database: str, tmp_path: Path) -> Iterator[StartApi]:
+def start_api(
+    endpoints: Endpoints, qdrant_collection: str, redis_prefix: str, tmp_path: Path
+) -> Iterator[StartApi]:
     started: list[ApiProcess] = []
+    names = {"qdrant_collection": qdrant_collection, "redis_prefix": redis_prefix}
+    own = {"home": tmp_path} | names | addresses(endpoints)
 
     def start(*options: str, **settings: object) -> ApiProcess:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("APEX_")}
-        values = {"home": tmp_path, "postgres_url": postgres_database} | settings
+        values = own | settings
         environment |= {f"APEX_{name.upper()}": str(value) for name, value in values.items()}
         log = tmp_path / f"api-{len(started)}.log"
         with log.open("w") as stderr:
@@ -147,6 +153,16 @@ def start_api(postgres_database: str, tmp_path: Path) -> Iterator[StartApi]:
         if api.process.poll() is None:
             api.kill()
         assert "Traceback" not in api.log.read_text(), api.log.read_text()
+
+
+def addresses(servers: Endpoints) -> dict[str, str]:
+    """Where the servers are, as settings."""
+    values = {each.name: getattr(servers, each.name) for each in fields(servers)}
+    return {
+        name: value.get_secret_value() if isinstance(value, SecretStr) else value
+        for name, value in values.items()
+        if value is not None
+    }
 
 
 @pytest.fixture

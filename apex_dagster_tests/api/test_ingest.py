@@ -202,9 +202,9 @@ async def test_of_many_contents_of_one_document_the_last_to_arrive_is_live(
     assert_whole(app, unique)
 
 
-async def test_an_answer_needs_no_poll(postgres_database, driver, unique, monkeypatch):
+async def test_an_answer_needs_no_poll(endpoints, driver, unique, monkeypatch):
     monkeypatch.setattr(endings, "_POLL_S", 3600.0)
-    app = create_app(Settings(), postgres_database, admit=lambda documents: None)
+    app = create_app(Settings(), endpoints, admit=lambda documents: None)
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),

@@ -12,6 +12,10 @@ from apex_dagster_tests.api.requests import body_of, post
 from apex_dagster_tests.applications import assert_whole
 
 INGEST, BATCH = "/documents/ingest", "/documents/ingest/batch"
+READS = {
+    "/documents": ({"200", "422", "503"}, "DocumentPage"),
+    "/documents/{document_id}": ({"200", "304", "404", "422", "503"}, "LiveDocument"),
+}
 
 
 @pytest.fixture
@@ -28,7 +32,29 @@ def test_the_description_is_valid_and_names_every_answer(description):
     validate(description)
     answers = set(description["paths"][INGEST]["post"]["responses"])
     assert answers == {"200", "409", "413", "415", "422", "429", "500", "503"}
-    assert set(description["paths"]) == {INGEST, BATCH, "/healthz", "/readyz", "/version"}
+    others = {INGEST, BATCH, "/healthz", "/readyz", "/version"}
+    assert set(description["paths"]) == others | READS.keys()
+    for path, (statuses, _) in READS.items():
+        answers = description["paths"][path]["get"]["responses"]
+        assert set(answers) == statuses
+        assert "Retry-After" in answers["503"]["headers"]
+
+
+def test_examples_of_reads_are_as_described(description):
+    for path, (_, name) in READS.items():
+        for status, answer in description["paths"][path]["get"]["responses"].items():
+            for content in answer.get("content", {}).values():
+                assert ("example" in content) or status in ("422", "503")
+                if "example" in content:
+                    check(description, name if status == "200" else "Problem", content["example"])
+
+
+def test_every_read_is_as_described(client, driver, description, unique):
+    post(client, body_of(unique, metadata={"serial": 1}))
+    check(description, "LiveDocument", client.get(f"/documents/{unique}").json())
+    check(description, "Problem", client.get(f"/documents/{unique}-none").json())
+    check(description, "DocumentPage", client.get("/documents").json())
+    check(description, "Problem", client.get("/documents?limit=0").json())
 
 
 def test_its_examples_are_taken_and_answered_as_described(client, driver, app, description):

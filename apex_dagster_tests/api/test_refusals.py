@@ -30,7 +30,7 @@ def refusing(stack, servers_root) -> Iterator[TestClient]:
     """The application in this very process, over a ledger without a table: what it refuses, it
     must refuse without asking."""
     settings = Settings(home=servers_root)
-    app = create_app(settings, stack.postgres_url.get_secret_value(), admit=lambda documents: None)
+    app = create_app(settings, stack, admit=lambda documents: None)
     with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
         yield client
 
@@ -101,7 +101,7 @@ def test_a_name_that_is_not_this_machine_is_refused(refusing):
 
 def test_unknown_paths_and_methods_are_problems_too(refusing):
     problem(refusing.get("/nowhere"), 404, "http")
-    answer = refusing.get("/documents/ingest")
+    answer = refusing.put("/documents/ingest")
     problem(answer, 405, "http")
     assert answer.headers["allow"] == "POST"
 
@@ -172,13 +172,13 @@ class StoreDown(TransientError):
         self.store, self.retry_after_s = "neo4j", 7.2
 
 
-async def in_process(postgres_url, error):
+async def in_process(servers, error):
     """The answers of an application that admits nothing: to a document, and when it is asked."""
 
     def admit(documents: int) -> None:
         raise error
 
-    app = create_app(Settings(), postgres_url, admit=admit)
+    app = create_app(Settings(), servers, admit=admit)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
@@ -187,16 +187,16 @@ async def in_process(postgres_url, error):
         return await post(client, WHOLE), await client.get("/readyz")
 
 
-async def test_while_a_store_is_down_nothing_is_taken_in(postgres_database):
-    answer, ready = await in_process(postgres_database, StoreDown())
+async def test_while_a_store_is_down_nothing_is_taken_in(endpoints):
+    answer, ready = await in_process(endpoints, StoreDown())
     assert problem(ready, 503, "unavailable")["store"] == "neo4j"
     assert problem(answer, 503, "unavailable")["store"] == "neo4j"
     assert answer.headers["retry-after"] == "8"
     assert "10.0.0.7" not in answer.text
 
 
-async def test_a_fault_of_ours_shows_nothing_of_itself(postgres_database):
-    answer, _ = await in_process(postgres_database, RuntimeError("password hunter2"))
+async def test_a_fault_of_ours_shows_nothing_of_itself(endpoints):
+    answer, _ = await in_process(endpoints, RuntimeError("password hunter2"))
     problem(answer, 500, "unexpected")
     assert "hunter2" not in answer.text
 
