@@ -17,12 +17,13 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from apex_dagster.api import documents, health, live_documents, problems, schemas
+from apex_dagster.api import documents, health, live_documents, problems, sagas, schemas
 from apex_dagster.api.answers import answer_of
 from apex_dagster.api.documents import Documents
 from apex_dagster.api.health import Health
 from apex_dagster.api.hosts import LoopbackNames
 from apex_dagster.api.live_documents import LiveDocuments
+from apex_dagster.api.sagas import Sagas
 from apex_dagster.api.threads import BoundedCalls
 from apex_dagster.extraction.extract import Extractor
 from apex_dagster.ingestion.endings import Endings
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from apex_dagster.composition import Reading
 
 THREADS = 4  # as many as the ledger has connections
+LEDGER_BOUND_S = 30.0  # its own time-outs end a question earlier, unless it is frozen
 READ_THREADS = 4  # as many as the store has; others than the ledger's, which no store keeps waiting
 
 DESCRIPTION = (
@@ -59,6 +61,7 @@ def create_app(settings: Settings, servers: Endpoints, *, admit: Callable[[int],
     )
     app.include_router(documents.router)
     app.include_router(live_documents.router)  # below the others: an id may look like a path
+    app.include_router(sagas.router)
     app.include_router(health.router)
     problems.install(app)
     if not settings.api_trust_network:
@@ -99,6 +102,9 @@ async def lifespan(
     )
     app.state.health = Health(
         ledger=ledger, executor=executor, admit=admit, waiting=lambda: endings.waiting
+    )
+    app.state.sagas = Sagas(
+        ledger=ledger, calls=BoundedCalls(executor=executor, bound_s=LEDGER_BOUND_S)
     )
     endings.start()
     try:

@@ -10,6 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
+from apex_dagster.api.live_schemas import (
+    DOCUMENT_PAGE_EXAMPLE,
+    LIVE_DOCUMENT_EXAMPLE,
+    NOT_LIVE_EXAMPLE,
+    DocumentPage,
+    LiveDocument,
+)
 from apex_dagster.api.pages import (
     ID_CHARS_MAX,
     LIMIT_DEFAULT,
@@ -20,13 +27,6 @@ from apex_dagster.api.pages import (
     page_response,
 )
 from apex_dagster.api.problems import RETRY_AFTER_HEADER, Problem, described
-from apex_dagster.api.read_schemas import (
-    DOCUMENT_PAGE_EXAMPLE,
-    LIVE_DOCUMENT_EXAMPLE,
-    NOT_LIVE_EXAMPLE,
-    DocumentPage,
-    LiveDocument,
-)
 from apex_dagster.api.threads import BoundedCalls
 from apex_dagster.saga.ledger import Ledger
 from apex_dagster.stores.reading import LiveHeading
@@ -166,7 +166,7 @@ def etag_of(version: int, content_hash: str) -> str:
 
 
 def content_of(found: read.LiveDocument) -> dict[str, Any]:
-    """What `read_schemas.LiveDocument` describes."""
+    """What `live_schemas.LiveDocument` describes."""
     live = found.version
     return {
         "document_id": live.ref.document_id,

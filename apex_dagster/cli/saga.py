@@ -24,11 +24,10 @@ from apex_dagster.cli.printing import (
     table,
 )
 from apex_dagster.ingestion import interventions
-from apex_dagster.ingestion.explain import StepStory, is_abandoned, steps_of, what_now
+from apex_dagster.ingestion.explain import StepStory, is_abandoned, story_of, what_now
 from apex_dagster.saga.bound import RecoveryTimes, recovery_times
 from apex_dagster.saga.breaker import Breaker
 from apex_dagster.saga.saga import Saga
-from apex_dagster.saga.scheduled_retry import waiting_retries
 from apex_dagster.saga.states import OPEN, Status
 from apex_dagster.settings import Settings
 
@@ -63,10 +62,8 @@ def show(saga_id: str, as_json: bool) -> None:
     """Tell a saga's story: steps, audit trail, what to do now."""
     with connected_ledger(Settings()) as ledger:
         [found] = interventions.known_sagas(ledger, [saga_id])
-        events = ledger.events(saga_id)
-        due_at = waiting_retries(ledger, [found.saga_id]).get(found.saga_id)
-    steps = steps_of(found, events)
-    advice = what_now(found, now=datetime.now(UTC), due_at=due_at)
+        story = story_of(ledger, found)
+    steps, events, advice = story.steps, story.events, story.what_now
     if as_json:
         print_json({"saga": saga_json(found), "steps": steps, "events": events, "what_now": advice})
     else:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
+from apex_dagster.saga.ledger import Ledger
 from apex_dagster.saga.saga import Saga
-from apex_dagster.saga.scheduled_retry import QUARANTINED
+from apex_dagster.saga.scheduled_retry import QUARANTINED, waiting_retries
 from apex_dagster.saga.states import Status
 
 STEPS = ("neo4j_write", "postgres_write", "qdrant_write", "redis_write")
@@ -23,6 +24,28 @@ class StepStory:
     receipt: Mapping[str, Any] | None  # items the store said it holds, by kind
     duration_ms: float | None  # of the write, for the whole batch it was part of
     undo: Mapping[str, Any] | None  # {"removed": n}, {"skipped": why} or {"error": what}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SagaStory:
+    """A saga with all that is known of it."""
+
+    saga: Saga
+    steps: Sequence[StepStory]
+    events: Sequence[Mapping[str, Any]]  # the audit trail, oldest first
+    what_now: str
+
+
+def story_of(ledger: Ledger, saga: Saga) -> SagaStory:
+    """The story of a saga as it was read; of one under way the trail may go further already."""
+    events = ledger.events(saga.saga_id)
+    due_at = waiting_retries(ledger, [saga.saga_id]).get(saga.saga_id)
+    return SagaStory(
+        saga=saga,
+        steps=steps_of(saga, events),
+        events=events,
+        what_now=what_now(saga, now=datetime.now(UTC), due_at=due_at),
+    )
 
 
 def steps_of(saga: Saga, events: Sequence[Mapping[str, Any]]) -> list[StepStory]:

@@ -508,11 +508,21 @@ class Ledger:
         *,
         statuses: Sequence[Status] | None = None,
         document_id: str | None = None,
+        run_id: str | None = None,
+        beyond: Saga | None = None,
         limit: int = 100,
     ) -> list[Saga]:
-        """The newest sagas first."""
-        values = [status.value for status in statuses] if statuses else None
-        rows = self._rows("list_sagas", statuses=values, document_id=document_id, limit=limit)
+        """The newest sagas first; with `beyond`, those that follow it in that order."""
+        rows = self._rows(
+            "list_sagas",
+            statuses=[status.value for status in statuses] if statuses else None,
+            document_id=document_id,
+            run_id=run_id,
+            last_created_at=beyond.created_at if beyond else None,
+            last_arrival=beyond.arrival if beyond else None,
+            last_saga_id=beyond.saga_id if beyond else None,
+            limit=limit,
+        )
         return [saga_of(row) for row in rows]
 
     def newest_sagas(

@@ -273,10 +273,15 @@ WHERE waits_for IS NOT NULL AND lease_owner IS NULL
 ORDER BY lease_expires_at LIMIT %(limit)s
 
 -- list_sagas --
+-- The order is total, so a page begins exactly where the one before it ended. Filters by document and by
+-- run have indexes of their own; one by status costs the sagas that it passes over.
 SELECT * FROM apex.saga_state
 WHERE (%(statuses)s::text[] IS NULL OR status = ANY (%(statuses)s))
   AND (%(document_id)s::text IS NULL OR document_id = %(document_id)s)
-ORDER BY created_at DESC, arrival DESC LIMIT %(limit)s
+  AND (%(run_id)s::text IS NULL OR run_id = %(run_id)s)
+  AND (%(last_saga_id)s::text IS NULL OR (created_at, arrival, saga_id)
+       < (%(last_created_at)s::timestamptz, %(last_arrival)s::bigint, %(last_saga_id)s))
+ORDER BY created_at DESC, arrival DESC, saga_id DESC LIMIT %(limit)s
 
 -- newest_sagas --
 -- The last saga of each document; of more than the limit, those that arrived last. By arrival.

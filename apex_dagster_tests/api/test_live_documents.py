@@ -12,6 +12,7 @@ from urllib.parse import quote
 import orjson
 import pytest
 
+from apex_dagster.api.app import READ_THREADS
 from apex_dagster.embedded import ports
 from apex_dagster.saga.failpoints import armed
 from apex_dagster_tests.api.conftest import addresses
@@ -388,6 +389,32 @@ def test_without_postgres_there_is_no_answer_but_503(
         server.start()
         assert get(client, unique, **{"If-None-Match": etag}).status_code == 304
         assert get(client, unique).status_code == 200
+
+
+def test_reads_of_a_frozen_store_end_and_keep_nobody_else_waiting(
+    start_api, build_application, private_server, endpoints, unique
+):
+    """More of them than there are threads for reads: some are not even begun in time."""
+    server = private_server("qdrant")
+    servers = with_private(endpoints, server)
+    ingest(build_application(servers), submission(unique))
+    api = start_api(**addresses(servers), read_timeout_s=4)
+    with api.client() as client, ThreadPoolExecutor(2 * READ_THREADS) as pool:
+        assert get(client, unique).status_code == 200
+        server.freeze()
+        try:
+            reads = [pool.submit(get, client, unique) for _ in range(2 * READ_THREADS)]
+            assert client.get("/healthz").status_code == 200
+            assert client.get("/readyz").status_code == 200
+            assert not any(read.done() for read in reads)
+            answers = [read.result() for read in reads]
+        finally:
+            server.thaw()
+        assert {answer.status_code for answer in answers} == {503}
+        late = [answer for answer in answers if "No answer within 12 s" in answer.text]
+        assert len(late) >= READ_THREADS
+        problem(late[0], 503, "unavailable")
+        assert "retry-after" in late[0].headers
 
 
 def test_a_version_that_has_lost_a_part_is_not_shown(client, app, unique):

@@ -15,6 +15,8 @@ INGEST, BATCH = "/documents/ingest", "/documents/ingest/batch"
 READS = {
     "/documents": ({"200", "422", "503"}, "DocumentPage"),
     "/documents/{document_id}": ({"200", "304", "404", "422", "503"}, "LiveDocument"),
+    "/sagas": ({"200", "422", "503"}, "SagaPage"),
+    "/sagas/{saga_id}": ({"200", "404", "422", "503"}, "SagaStory"),
 }
 
 
@@ -55,6 +57,18 @@ def test_every_read_is_as_described(client, driver, description, unique):
     check(description, "Problem", client.get(f"/documents/{unique}-none").json())
     check(description, "DocumentPage", client.get("/documents").json())
     check(description, "Problem", client.get("/documents?limit=0").json())
+
+
+def test_every_saga_is_as_described(client, driver, description, unique):
+    """One that completed, one that was undone."""
+    post(client, body_of(unique))
+    post(client, body_of(unique, edition=2, poison=True))
+    page = client.get("/sagas").json()
+    check(description, "SagaPage", page)
+    assert [saga["status"] for saga in page["sagas"]] == ["compensated", "completed"]
+    for saga in page["sagas"]:
+        check(description, "SagaStory", client.get(f"/sagas/{saga['saga_id']}").json())
+    check(description, "Problem", client.get("/sagas/none").json())
 
 
 def test_its_examples_are_taken_and_answered_as_described(client, driver, app, description):
