@@ -13,7 +13,7 @@ from apex_dagster.saga.states import Status
 class SagaError(BaseModel):
     """Why the saga cannot go on, or could not."""
 
-    step: str | None
+    step: str | None = None
     message: str
     reason_class: str = Field(
         description="`permanent`, `store_down`, `version_conflict` and others."
@@ -27,29 +27,31 @@ class SagaSummary(BaseModel):
     document_id: str
     version: int = Field(ge=1, description="What it makes live, if it completes.")
     status: Status
-    expected_version: int | None = Field(description="Live when the saga was opened.")
+    expected_version: int | None = Field(None, description="Live when the saga was opened.")
     content_hash: str
-    run_id: str | None = Field(description="The Dagster run that drives it, or drove it last.")
-    predecessor_saga_id: str | None = Field(description="Whose submission it tries again.")
-    error: SagaError | None
+    run_id: str | None = Field(
+        None, description="The Dagster run that drives it, or drove it last."
+    )
+    predecessor_saga_id: str | None = Field(None, description="Whose submission it tries again.")
+    error: SagaError | None = None
     created_at: datetime
-    ended_at: datetime | None = Field(description="Completed: when its version became live.")
-    published_at: datetime | None = Field(description="When every store showed it by itself.")
-    duration_ms: float | None = Field(description="From created_at to ended_at.")
+    ended_at: datetime | None = Field(None, description="Completed: when its version became live.")
+    published_at: datetime | None = Field(None, description="When every store showed it by itself.")
+    duration_ms: float | None = Field(None, description="From created_at to ended_at.")
 
 
 class SagaPage(BaseModel):
     """Sagas, the newest first."""
 
     sagas: list[SagaSummary]
-    next: str | None = Field(description="`after` of the next page; null on the last one.")
+    next: str | None = Field(None, description="`after` of the next page; null on the last one.")
 
 
 class SagaUndo(BaseModel):
     """How the undo of a step went."""
 
-    removed: int | None = Field(description="Items that its store has removed.")
-    skipped: str | None = Field(description="Why there was nothing to undo.")
+    removed: int | None = Field(None, description="Items that its store has removed.")
+    skipped: str | None = Field(None, description="Why there was nothing to undo.")
     failed: bool = Field(description="`apex saga show` tells what it said.")
 
 
@@ -58,9 +60,11 @@ class SagaStep(BaseModel):
 
     step: str
     state: Literal["not started", "started", "completed", "undone", "undo failed"]
-    receipt: dict[str, int] | None = Field(description="What its store took in, by kind.")
-    duration_ms: float | None = Field(description="Of the write of the batch that it was part of.")
-    undo: SagaUndo | None
+    receipt: dict[str, int] | None = Field(None, description="What its store took in, by kind.")
+    duration_ms: float | None = Field(
+        None, description="Of the write of the batch that it was part of."
+    )
+    undo: SagaUndo | None = None
 
 
 class SagaEvent(BaseModel):
@@ -69,10 +73,10 @@ class SagaEvent(BaseModel):
     seq: int = Field(ge=1, description="Without gaps.")
     at: datetime
     event: str
-    step: str | None
+    step: str | None = None
     status: Status = Field(description="Of the saga, after the event.")
     epoch: int = Field(ge=0, description="Rises with every change of owner.")
-    duration_ms: float | None
+    duration_ms: float | None = None
 
 
 class SagaStory(BaseModel):
