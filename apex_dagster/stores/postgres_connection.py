@@ -152,9 +152,9 @@ def session_parameters(url: str, *, timeout_s: float) -> dict[str, Any]:
     milliseconds = _milliseconds(timeout_s)
     given = conninfo_to_dict(url)
     options = (
-        # What is written here is in the log before the ledger's row about it, in the same database:
-        # whatever of the two gets on disk, the write is there if the row is.
-        f"-c synchronous_commit=off -c statement_timeout={milliseconds}"
+        # A crash must not lose what the ledger is told of afterwards: whoever has written here
+        # outlives the server, and tells the ledger once it is back.
+        f"-c synchronous_commit=on -c statement_timeout={milliseconds}"
         # Row locks of a worker that was frozen within a transaction must not outlive its lease.
         f" -c idle_in_transaction_session_timeout={milliseconds}"
     )

@@ -162,6 +162,16 @@ class TestServerFaults:
         private_store.ping()
         assert digest(private_store, version) == before
 
+    def test_a_crash_of_the_server_loses_nothing_that_was_confirmed(self, server, private_store):
+        """Its writer lives on, and will tell the ledger of it once the server is back."""
+        for _ in range(3):
+            version = unique_version()
+            private_store.stage([version])
+            server.kill()
+            server.start()
+            eventually(private_store.ping)
+            assert private_store.holdings([version.ref]) == {version.ref.saga_id: 8}
+
     def test_a_statement_that_takes_too_long_is_cancelled_by_the_server(
         self, server_url, private_store
     ):
