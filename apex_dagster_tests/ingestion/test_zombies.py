@@ -129,7 +129,7 @@ def test_what_a_zombie_marks_after_its_removal_is_swept_after_the_grace(
     than a step may take, it finds that its call has failed, and the mark lands all the same."""
     mark, zombie = residual(app, stopped, gate, endpoints, unique)
     if gives_up:
-        time.sleep(2 * STEP_TIMEOUT_S)
+        time.sleep(STEP_TIMEOUT_S + 3)
     mark.released.set()
     assert mark.delivered.wait(WAIT_S)
     assert "lease_lost" in wake(zombie)
