@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -114,3 +115,12 @@ def recovered(app: Application, saga_id: str) -> Saga:
             return saga
         time.sleep(0.05)
     raise AssertionError(f"{saga_id} was not recovered: {saga}")
+
+
+def expire_leases(app: Application) -> None:
+    """Let an hour pass for every owner, by the database's clock."""
+    with app.ledger.transaction() as tx:
+        tx.execute(
+            "UPDATE apex.saga_state SET lease_expires_at = lease_expires_at - %s",
+            [timedelta(hours=1)],
+        )

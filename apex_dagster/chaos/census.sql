@@ -44,7 +44,7 @@ FROM apex.saga_state s
 CROSS JOIN LATERAL (
     SELECT min(e.seq) AS seq FROM apex.saga_event e
     WHERE e.saga_id = s.saga_id
-      AND e.event IN ('saga_resumed', 'publish_resumed', 'compensation_resumed')
+      AND e.event IN ('saga_resumed', 'saga_retried', 'publish_resumed', 'compensation_resumed')
 ) taken
 JOIN apex.saga_event last ON last.saga_id = s.saga_id AND last.seq = taken.seq - 1
 WHERE s.takeovers > 0

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +84,3 @@ def environment_of(servers: Endpoints, settings: Settings, home: Path) -> dict[s
 def clean_environment() -> dict[str, str]:
     """Ours, without what the machine's user has set for the project or for Dagster."""
     return {k: v for k, v in os.environ.items() if not k.startswith(("APEX_", "DAGSTER_"))}
-
-
-def expire_leases(app: Application) -> None:
-    """Let an hour pass for every owner, by the database's clock."""
-    with app.ledger.transaction() as tx:
-        tx.execute(
-            "UPDATE apex.saga_state SET lease_expires_at = lease_expires_at - %s",
-            [timedelta(hours=1)],
-        )

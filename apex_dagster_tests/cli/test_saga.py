@@ -7,8 +7,7 @@ from apex_dagster.composition import Application
 from apex_dagster.saga.failpoints import armed
 from apex_dagster.saga.saga import Saga
 from apex_dagster.saga.states import Status
-from apex_dagster_tests.applications import assert_whole, copies
-from apex_dagster_tests.cli.conftest import expire_leases
+from apex_dagster_tests.applications import assert_whole, copies, expire_leases
 from apex_dagster_tests.documents import submission, submissions
 
 STEPS = ["neo4j_write", "postgres_write", "qdrant_write", "redis_write"]

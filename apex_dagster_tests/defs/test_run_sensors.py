@@ -6,7 +6,6 @@ import signal
 import subprocess
 import uuid
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -20,7 +19,7 @@ from apex_dagster.defs.run import owner_of
 from apex_dagster.ingestion.overdue import report_overdue
 from apex_dagster.saga.failpoints import SimulatedCrash, armed
 from apex_dagster.saga.states import Status
-from apex_dagster_tests.applications import assert_whole, copies, events
+from apex_dagster_tests.applications import assert_whole, copies, events, expire_leases
 from apex_dagster_tests.defs.test_cancel import start_worker, wait_until_in_step
 from apex_dagster_tests.documents import document, submission
 
@@ -270,12 +269,3 @@ def execute(
 
 def tags_of(instance: dg.DagsterInstance, run_id: str) -> dict[str, str]:
     return dict(instance.get_run_by_id(run_id).tags)
-
-
-def expire_leases(app: Application) -> None:
-    """Let an hour pass for every owner, by the database's clock."""
-    with app.ledger.transaction() as tx:
-        tx.execute(
-            "UPDATE apex.saga_state SET lease_expires_at = lease_expires_at - %s",
-            [timedelta(hours=1)],
-        )

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import uuid
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from apex_dagster.defs.origin import LOCATION, reconstructable_job, remote_job_o
 from apex_dagster.errors import StoreRejected, StoreUnavailable
 from apex_dagster.saga.failpoints import armed
 from apex_dagster.saga.states import ENDED, Status
-from apex_dagster_tests.applications import assert_whole, copies
+from apex_dagster_tests.applications import assert_whole, copies, expire_leases
 from apex_dagster_tests.defs.conftest import instance_over
 from apex_dagster_tests.defs.pool import RunningPool, running_pool, wait_until
 from apex_dagster_tests.documents import document, open_pending, submission
@@ -514,12 +513,3 @@ def write(folder: Path, name: str, **fields: Any) -> Path:
     path = folder / f"{name}.json"
     path.write_bytes(document(name, **fields).content)
     return path
-
-
-def expire_leases(app: Application) -> None:
-    """Let an hour pass for every owner, by the database's clock."""
-    with app.ledger.transaction() as tx:
-        tx.execute(
-            "UPDATE apex.saga_state SET lease_expires_at = lease_expires_at - %s",
-            [timedelta(hours=1)],
-        )

@@ -19,16 +19,12 @@ from apex_dagster_tests.applications import (
     assert_whole,
     copies,
     events,
+    expire_leases,
     recovered,
 )
 from apex_dagster_tests.documents import submission, submissions
 
 NOBODY = "http://127.0.0.1:1"  # where a connection is refused: nothing can have been written
-
-
-def expire_leases(app: Application) -> None:
-    with app.ledger.transaction() as tx:
-        tx.execute("UPDATE apex.saga_state SET lease_expires_at = '2000-01-01'")
 
 
 def qdrant_step(app: Application) -> StoreStep:
@@ -92,15 +88,19 @@ def test_an_owner_that_was_refused_does_not_make_up_for_an_earlier_one(
     assert copies(app, unique) == before
 
 
-def test_recovery_undoes_a_saga_that_has_an_error_rather_than_going_on(
-    app: Application, unique: str
-) -> None:
-    """Its owner died after it recorded that the document was refused."""
+def die_after_a_refusal(app: Application, document_id: str) -> None:
+    """An owner records that the document was refused, and dies before it undoes it."""
     with (
         armed("sent:redis_write=reject*1;recorded:redis_write=raise"),
         pytest.raises(SimulatedCrash),
     ):
-        app.ingestion.ingest([submission(unique)], owner="dead")
+        app.ingestion.ingest([submission(document_id)], owner="dead")
+
+
+def test_recovery_undoes_a_saga_that_has_an_error_rather_than_going_on(
+    app: Application, unique: str
+) -> None:
+    die_after_a_refusal(app, unique)
     expire_leases(app)
     [saga] = app.ingestion.recovery.recover(owner="rescuer")
     assert saga.status is Status.COMPENSATED
@@ -110,12 +110,7 @@ def test_recovery_undoes_a_saga_that_has_an_error_rather_than_going_on(
 def test_a_run_that_is_repeated_tries_again_what_had_failed_in_it(
     app: Application, unique: str
 ) -> None:
-    """Its process died after it recorded that the document was refused, and before it undid it."""
-    with (
-        armed("sent:redis_write=reject*1;recorded:redis_write=raise"),
-        pytest.raises(SimulatedCrash),
-    ):
-        app.ingestion.ingest([submission(unique)], owner="dead")
+    die_after_a_refusal(app, unique)
     [left] = app.ledger.list_sagas(document_id=unique)
     assert left.error
     [saga] = app.ingestion.hold([left.saga_id], owner="again", parent_owner="dead")
