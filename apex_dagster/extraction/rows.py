@@ -55,6 +55,9 @@ class _Row:
     fields: Mapping[str, Any]  # of the JSON document
     fault: str | None
 
+    def content(self) -> bytes:
+        return orjson.dumps(self.fields, option=orjson.OPT_SORT_KEYS)
+
 
 def is_table(document: Document) -> bool:
     """Whether each row of this file is a document."""
@@ -72,8 +75,7 @@ def row_documents(document: Document, columns: Columns) -> list[Part]:
     """
     table = read_table(document.content, media_type(document))
     rows = list(_rows(table, _chosen(table, columns)))
-    contents = ((r.number, orjson.dumps(r.fields, option=orjson.OPT_SORT_KEYS)) for r in rows)
-    documents = number_parts(document, contents)
+    documents = number_parts(document, ((r.number, own_id(r.fields), r.content()) for r in rows))
     return [
         Part(
             document=replace(part, name="row.json"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import orjson
@@ -27,7 +27,8 @@ def split_documents(document: Document) -> list[Document]:
     except DocumentRejected:
         return [document]
     if kind == JSONL:
-        return number_parts(document, jsonl_lines(document.content))
+        lines = jsonl_lines(document.content)
+        return number_parts(document, ((n, stated_id(parsed(line)), line) for n, line in lines))
     if kind == JSON:
         return split_json(document)
     return [document]
@@ -36,8 +37,9 @@ def split_documents(document: Document) -> list[Document]:
 def split_json(document: Document) -> list[Document]:
     value = parsed(decode(document.content))
     if isinstance(value, list):
-        return number_parts(document, ((n, orjson.dumps(part)) for n, part in enumerate(value, 1)))
-    if isinstance(value, dict) and (stated := own_id(value)) is not None:
+        parts = enumerate(value, 1)
+        return number_parts(document, ((n, stated_id(v), orjson.dumps(v)) for n, v in parts))
+    if (stated := stated_id(value)) is not None:
         return [replace(document, document_id=stated)]
     return [document]
 
@@ -49,11 +51,12 @@ def jsonl_lines(content: bytes) -> Iterator[tuple[int, bytes]]:
             yield number, line.strip().encode(errors="replace")
 
 
-def number_parts(document: Document, parts: Iterator[tuple[int, bytes]]) -> list[Document]:
+def number_parts(
+    document: Document, parts: Iterable[tuple[int, str | None, bytes]]
+) -> list[Document]:
+    """`parts`: the number of each, its own id if it states a usable one, and its content."""
     documents: dict[str, Document] = {}
-    for number, content in parts:
-        value = parsed(content)
-        stated = own_id(value) if isinstance(value, dict) else None
+    for number, stated, content in parts:
         name = f"{document.document_id}#{stated or number}"
         if name in documents:
             name = f"{document.document_id}#{number}"
@@ -63,6 +66,10 @@ def number_parts(document: Document, parts: Iterator[tuple[int, bytes]]) -> list
             document, document_id=name, content=content, name="line.json", media_type=JSON
         )
     return list(documents.values())
+
+
+def stated_id(value: object) -> str | None:
+    return own_id(value) if isinstance(value, dict) else None
 
 
 def parsed(content: bytes | str) -> object:
