@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from apex_dagster.api.answers import response_of
 from apex_dagster.api.batch import BatchResponse
 from apex_dagster.api.bodies import JSON, NDJSON, check_media_type, read_body, read_lines
-from apex_dagster.api.problems import RETRY_AFTER_HEADER, described
+from apex_dagster.api.problems import described, described_for_now
 from apex_dagster.api.schemas import (
     COMPENSATED_EXAMPLE,
     DOCUMENT_EXAMPLES,
@@ -57,9 +57,8 @@ class Documents:
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     413: described("Larger than APEX_API_BODY_BYTES_MAX."),
     415: described("Another Content-Type."),
-    429: described("APEX_PENDING_MAX documents wait already.") | {"headers": RETRY_AFTER_HEADER},
-    503: described("A store is down, or the saga has not ended within APEX_ANSWER_WAIT_S.")
-    | {"headers": RETRY_AFTER_HEADER},
+    429: described_for_now("APEX_PENDING_MAX documents wait already."),
+    503: described_for_now("A store is down, or the saga has not ended within APEX_ANSWER_WAIT_S."),
 }
 _DOCUMENT = {"$ref": "#/components/schemas/Document"}
 

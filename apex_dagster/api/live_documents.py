@@ -26,10 +26,10 @@ from apex_dagster.api.pages import (
     json_bytes,
     page_response,
 )
-from apex_dagster.api.problems import RETRY_AFTER_HEADER, Problem, described
+from apex_dagster.api.problems import POSTGRES_DOWN, Problem, described, described_for_now
 from apex_dagster.api.threads import BoundedCalls
 from apex_dagster.saga.ledger import Ledger
-from apex_dagster.stores.reading import LiveHeading
+from apex_dagster.stores.reading import LiveHeading, LiveVersion
 
 if TYPE_CHECKING:  # costs seconds, which nobody waits for at the start
     from apex_dagster.composition import Reading
@@ -85,7 +85,7 @@ class LiveDocuments:
             "content": {"application/json": {"example": DOCUMENT_PAGE_EXAMPLE}},
         },
         422: described("A parameter cannot be used."),
-        503: described("PostgreSQL is down.") | {"headers": RETRY_AFTER_HEADER},
+        503: POSTGRES_DOWN,
     },
 )
 async def list_documents(
@@ -131,11 +131,10 @@ async def list_documents(
         304: {"description": "The version named in If-None-Match is the live one still."},
         404: described("No version of it is live.", NOT_LIVE_EXAMPLE),
         422: described("Nothing can have this id."),
-        503: described(
+        503: described_for_now(
             "PostgreSQL, Neo4j or Qdrant is down, or no whole version was read in time. Redis may"
             " be down."
-        )
-        | {"headers": RETRY_AFTER_HEADER},
+        ),
     },
 )
 async def read_document(
@@ -169,11 +168,7 @@ def content_of(found: read.LiveDocument) -> dict[str, Any]:
     """What `live_schemas.LiveDocument` describes."""
     live = found.version
     return {
-        "document_id": live.ref.document_id,
-        "version": live.ref.version,
-        "saga_id": live.ref.saga_id,
-        "title": live.title,
-        "collection": live.collection,
+        **_named(live),
         "metadata": live.metadata,
         "content_hash": live.content_hash,
         "chunks": live.chunks,
@@ -184,13 +179,16 @@ def content_of(found: read.LiveDocument) -> dict[str, Any]:
 
 
 def _heading(live: LiveHeading) -> dict[str, Any]:
+    return {**_named(live), "live_since": live.live_since}
+
+
+def _named(live: LiveVersion | LiveHeading) -> dict[str, Any]:
     return {
         "document_id": live.ref.document_id,
         "version": live.ref.version,
         "saga_id": live.ref.saga_id,
         "title": live.title,
         "collection": live.collection,
-        "live_since": live.live_since,
     }
 
 

@@ -138,6 +138,10 @@ def described(description: str, example: Any = None) -> dict[str, Any]:
     return {"description": description, "content": {MEDIA_TYPE: content}}
 
 
-RETRY_AFTER_HEADER = {
-    "Retry-After": {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds."}
-}
+def described_for_now(description: str) -> dict[str, Any]:
+    """As `described`, of a problem that says when to ask again."""
+    seconds = {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds."}
+    return described(description) | {"headers": {"Retry-After": seconds}}
+
+
+POSTGRES_DOWN = described_for_now("PostgreSQL is down.")

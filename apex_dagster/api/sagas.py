@@ -20,7 +20,7 @@ from apex_dagster.api.pages import (
     json_bytes,
     page_response,
 )
-from apex_dagster.api.problems import RETRY_AFTER_HEADER, Problem, described
+from apex_dagster.api.problems import POSTGRES_DOWN, Problem, described
 from apex_dagster.api.saga_schemas import (
     SAGA_PAGE_EXAMPLE,
     SAGA_STORY_EXAMPLE,
@@ -38,7 +38,6 @@ from apex_dagster.saga.states import Status
 router = APIRouter(tags=["sagas"])
 
 _SAGA_ID_CHARS_MAX = ID_CHARS_MAX + 64  # it holds the document's, and a few characters more
-_UNAVAILABLE = described("PostgreSQL is down.") | {"headers": RETRY_AFTER_HEADER}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +98,7 @@ class Sagas:
             "content": {"application/json": {"example": SAGA_PAGE_EXAMPLE}},
         },
         422: described("A parameter cannot be used."),
-        503: _UNAVAILABLE,
+        503: POSTGRES_DOWN,
     },
 )
 async def list_sagas(
@@ -150,7 +149,7 @@ async def list_sagas(
         },
         404: described("No saga has this id.", UNKNOWN_SAGA_EXAMPLE),
         422: described("Nothing can have this id."),
-        503: _UNAVAILABLE,
+        503: POSTGRES_DOWN,
     },
 )
 async def show_saga(

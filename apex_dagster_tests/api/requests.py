@@ -24,6 +24,23 @@ def post(client: Any, body: Any, key: str | None = None, **headers: str) -> Any:
     return client.post("/documents/ingest", content=content, headers=own | headers)
 
 
+def pages(client: Any, path: str, *, cursor: str, **query: Any) -> list[list[str]]:
+    """The ids (member `cursor`) of a list, page by page, following `next`; the header says the same
+    as the body."""
+    found: list[list[str]] = []
+    answer = client.get(path, params=query)
+    while True:
+        assert answer.status_code == 200, answer.text
+        body = answer.json()
+        found.append([each[cursor] for each in body[path.strip("/")]])
+        link = answer.links.get("next")
+        assert (body["next"] is None) == (link is None)
+        if link is None:
+            return found
+        assert body["next"] == found[-1][-1]
+        answer = client.get(link["url"])
+
+
 def problem(answer: Any, status: int, name: str) -> dict[str, Any]:
     """The problem details, after checking that they are what they should be."""
     assert answer.status_code == status, answer.text

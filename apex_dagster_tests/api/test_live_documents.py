@@ -16,7 +16,7 @@ from apex_dagster.api.app import READ_THREADS
 from apex_dagster.embedded import ports
 from apex_dagster.saga.failpoints import armed
 from apex_dagster_tests.api.conftest import addresses
-from apex_dagster_tests.api.requests import body_of, post, problem
+from apex_dagster_tests.api.requests import body_of, pages, post, problem
 from apex_dagster_tests.documents import submission, submissions
 from apex_dagster_tests.ingestion.contents import edition, extracted
 from apex_dagster_tests.servers import FIELDS
@@ -52,22 +52,6 @@ def ingest(app, *wanted):
     sagas = app.ingestion.ingest(list(wanted), owner="test")
     assert {saga.status for saga in sagas} == {"completed"}
     return sagas
-
-
-def pages(client, **query):
-    """Document ids page by page, following `next`; the header says the same as the body."""
-    found, url = [], "/documents"
-    while True:
-        answer = client.get(url, params=query if url == "/documents" else None)
-        assert answer.status_code == 200, answer.text
-        body = answer.json()
-        found.append([each["document_id"] for each in body["documents"]])
-        link = answer.links.get("next")
-        assert (body["next"] is None) == (link is None)
-        if link is None:
-            return found
-        assert body["next"] == found[-1][-1]
-        url = link["url"]
 
 
 def is_whole(content) -> int:
@@ -134,7 +118,7 @@ def test_ids_with_slashes_and_odd_characters_are_read_and_listed(client, app, un
     for document_id in ids:
         assert get(client, document_id).json()["document_id"] == document_id
     assert client.get("/documents/samples/a.md").json()["document_id"] == "samples/a.md"
-    listed = pages(client, limit=1)
+    listed = pages(client, "/documents", cursor="document_id", limit=1)
     assert sorted(each for page in listed for each in page) == sorted(ids)
 
 
@@ -283,13 +267,15 @@ def test_pages_have_every_live_document_once_and_in_order(client, app, unique):
         app.ingestion.ingest([submission(f"{unique}-failed")], owner="test")
     ids = sorted(f"{unique}-{n}" for n in range(23))
     for limit in (1, 5, 22, 23, 24, 200):
-        found = pages(client, limit=limit)
+        found = pages(client, "/documents", cursor="document_id", limit=limit)
         assert sorted(each for page in found for each in page) == ids
         assert [len(page) for page in found[:-1]] == [limit] * (len(found) - 1)
         assert len(found) == -(-23 // limit)
-    [whole] = pages(client)
-    assert [each for page in pages(client, limit=5) for each in page] == whole
-    assert pages(client, after=whole[-1]) == [[]]
+    [whole] = pages(client, "/documents", cursor="document_id")
+    assert [
+        each for page in pages(client, "/documents", cursor="document_id", limit=5) for each in page
+    ] == whole
+    assert pages(client, "/documents", cursor="document_id", after=whole[-1]) == [[]]
 
 
 def test_a_list_tells_version_title_and_when(client, app, unique):
@@ -309,9 +295,13 @@ def test_a_list_tells_version_title_and_when(client, app, unique):
 def test_a_collection_is_listed_alone(client, app, unique):
     news = [submission(f"{unique}-{n}", collection="news" if n % 3 else "rest") for n in range(9)]
     ingest(app, *news)
-    found = [each for page in pages(client, collection="news", limit=2) for each in page]
+    found = [
+        each
+        for page in pages(client, "/documents", cursor="document_id", collection="news", limit=2)
+        for each in page
+    ]
     assert found == [f"{unique}-{n}" for n in range(9) if n % 3]
-    assert pages(client, collection="none") == [[]]
+    assert pages(client, "/documents", cursor="document_id", collection="none") == [[]]
 
 
 def test_documents_that_come_and_change_between_pages_hide_no_other(client, app, unique):

@@ -8,7 +8,7 @@ import pytest
 
 from apex_dagster.saga.failpoints import armed
 from apex_dagster_tests.api.conftest import addresses
-from apex_dagster_tests.api.requests import body_of, post, problem
+from apex_dagster_tests.api.requests import body_of, pages, post, problem
 from apex_dagster_tests.documents import open_pending, submission, submissions
 
 STEPS = ["neo4j_write", "postgres_write", "qdrant_write", "redis_write"]
@@ -18,22 +18,6 @@ def story(client, saga_id):
     answer = client.get(f"/sagas/{quote(saga_id, safe='')}")
     assert answer.status_code == 200, answer.text
     return answer.json()
-
-
-def pages(client, **query):
-    """Saga ids page by page, following `next`; the header says the same as the body."""
-    found, url = [], "/sagas"
-    while True:
-        answer = client.get(url, params=query if url == "/sagas" else None)
-        assert answer.status_code == 200, answer.text
-        body = answer.json()
-        found.append([each["saga_id"] for each in body["sagas"]])
-        link = answer.links.get("next")
-        assert (body["next"] is None) == (link is None)
-        if link is None:
-            return found
-        assert body["next"] == found[-1][-1]
-        url = link["url"]
 
 
 # -- one saga ----------------------------------------------------------------------------------
@@ -139,10 +123,10 @@ def test_pages_have_every_saga_once_the_newest_first(client, app, unique):
     assert created == sorted(created, reverse=True)
     assert len(opened) == 12
     for limit in (1, 5, 11, 12, 13):
-        found = pages(client, limit=limit)
+        found = pages(client, "/sagas", cursor="saga_id", limit=limit)
         assert [each for page in found for each in page] == opened
         assert len(found) == -(-12 // limit)
-    assert pages(client, after=opened[-1]) == [[]]
+    assert pages(client, "/sagas", cursor="saga_id", after=opened[-1]) == [[]]
 
 
 def test_sagas_of_one_moment_are_told_apart(client, app, unique):
@@ -150,7 +134,7 @@ def test_sagas_of_one_moment_are_told_apart(client, app, unique):
     app.ingestion.ingest(submissions(unique, 7), owner="test")
     with app.ledger.transaction() as tx:
         tx.execute("UPDATE apex.saga_state SET created_at = '2026-03-01 12:00:00+00', arrival = 1")
-    found = [each for page in pages(client, limit=2) for each in page]
+    found = [each for page in pages(client, "/sagas", cursor="saga_id", limit=2) for each in page]
     assert len(found) == len(set(found)) == 7
 
 
@@ -171,7 +155,11 @@ def test_lists_are_filtered_and_stay_so_on_later_pages(client, app, unique):
     waiting = open_pending(app, f"{unique}-1", edition=2)
 
     def found(**query):
-        return [saga for page in pages(client, limit=1, **query) for saga in page]
+        return [
+            saga
+            for page in pages(client, "/sagas", cursor="saga_id", limit=1, **query)
+            for saga in page
+        ]
 
     everything = {saga.saga_id: saga for saga in app.ledger.list_sagas()}
     assert len(everything) == 6
