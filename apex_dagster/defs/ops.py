@@ -176,7 +176,7 @@ def _stage(
         staging = app.ingestion.stage(step, [saga for saga in held if not saga.error])
         failed = [*(saga for saga in held if saga.error), *staging.failed]
         going = [*staging.alive, *(saga for saga in failed if _failed_step(saga) in later)]
-        leaving = [saga for saga in failed if saga not in going]
+        leaving = [saga for saga in failed if _failed_step(saga) not in later]
         _leave_batch(context, sagas, alive=going, failed=leaving)
     context.add_output_metadata({"staged": len(staging.alive), "failed": len(leaving)})
     return [saga.saga_id for saga in going]

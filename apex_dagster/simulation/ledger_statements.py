@@ -71,8 +71,8 @@ class LedgerStatements(Statements):
         records = list(zip(v["record_sagas"], v["steps"], v["details"], strict=True))
         completes = v["event"] == "step_completed"
         move = {"event": v["event"], "target": None, "epoch_step": 0, "takeover": 0, "run_id": None}
-        move |= {"records": "completed_step" if completes else "", "owner": None}
-        move |= {"forgets_error": False}
+        move |= {"records": "completed_step" if completes else "", "forgets_error": False}
+        move |= {"owner": None}
         for saga_id, epoch in sorted(zip(v["saga_ids"], v["epochs"], strict=True)):
             saga = self.tables.sagas.get(saga_id)
             if saga and saga["epoch"] == epoch and saga["status"] == "in_progress":

@@ -337,14 +337,19 @@ def test_what_a_crash_left_over_becomes_no_other_files_sidecar(
     assert not sidecar_of(moved).exists()
 
 
+def about_to_move(folder: Path) -> tuple[Path, Path, str]:
+    """A file with its sidecar, where it is to go, and the hash that it is known by."""
+    path = folder / "a.txt"
+    path.write_text(BOAT)
+    sidecar_of(path).write_text("{}")
+    return path, folder / "processed" / path.name, body_hash(path)
+
+
 @pytest.mark.parametrize("changed", ["file", "sidecar"])
 def test_what_is_overwritten_at_the_last_moment_has_its_own_turn(
     tmp_path: Path, changed: str
 ) -> None:
-    path, away = tmp_path / "a.txt", tmp_path / "processed" / "a.txt"
-    path.write_text(BOAT)
-    sidecar_of(path).write_text("{}")
-    known = body_hash(path)
+    path, away, known = about_to_move(tmp_path)
     newer = path if changed == "file" else sidecar_of(path)
     newer.write_text("newer")
     assert moving.move(path, away, known) is None
@@ -356,10 +361,7 @@ def test_what_is_overwritten_at_the_last_moment_has_its_own_turn(
 def test_a_sidecar_put_there_while_the_file_moves_is_left_for_the_next_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, away = tmp_path / "a.txt", tmp_path / "processed" / "a.txt"
-    path.write_text(BOAT)
-    sidecar_of(path).write_text("{}")
-    known = body_hash(path)
+    path, away, known = about_to_move(tmp_path)
 
     def meanwhile(point: str) -> None:
         if point == "file_moved":
@@ -375,10 +377,7 @@ def test_of_two_processes_that_move_a_file_one_does_and_the_pair_stays_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other has looked, and copied the sidecar, when the first is through."""
-    path, away = tmp_path / "a.txt", tmp_path / "processed" / "a.txt"
-    path.write_text(BOAT)
-    sidecar_of(path).write_text("{}")
-    known = body_hash(path)
+    path, away, known = about_to_move(tmp_path)
     outcomes: list[Path | None] = []
 
     def meanwhile(point: str) -> None:
