@@ -103,12 +103,18 @@ class Settings(BaseSettings):
     document_retry_s_max: float = Field(3600.0, gt=0, description="Longest wait between two sagas.")
 
     # HTTP
-    api_host: str = Field("127.0.0.1", description="Where `apex api` listens: a loopback address.")
+    api_host: str = Field(
+        "127.0.0.1",
+        description="Where `apex api` listens. Other than loopback addresses need API keys.",
+    )
     api_port: int = Field(8000, ge=1, le=65535, description="Port of `apex api`.")
-    api_trust_network: bool = Field(
-        False,
-        description="Listen on any address and answer to any name: for a container whose port is"
-        " published on loopback only. Whoever reaches the port can write.",
+    api_keys: bool | None = Field(
+        None,
+        description="Ask every request for a key of `apex key create`. Default: unless the address"
+        " is a loopback one. Without keys, whoever reaches that can write.",
+    )
+    api_keys_cache_s: float = Field(
+        5.0, gt=0, le=300, description="A key that was revoked is refused so much later at most."
     )
     api_body_bytes_max: int = Field(
         16 * 1024 * 1024, ge=1024, description="A larger request, or line of a batch, is refused."

@@ -17,11 +17,14 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from apex_dagster.access.keys import usable_keys
 from apex_dagster.api import documents, health, live_documents, problems, sagas, schemas
 from apex_dagster.api.answers import answer_of
 from apex_dagster.api.documents import Documents
 from apex_dagster.api.health import Health
 from apex_dagster.api.hosts import LoopbackNames
+from apex_dagster.api.key_ring import KeyRing
+from apex_dagster.api.keys import ApiKeys, describe
 from apex_dagster.api.live_documents import LiveDocuments
 from apex_dagster.api.sagas import Sagas
 from apex_dagster.api.threads import BoundedCalls
@@ -46,9 +49,12 @@ DESCRIPTION = (
 )
 
 
-def create_app(settings: Settings, servers: Endpoints, *, admit: Callable[[int], None]) -> FastAPI:
+def create_app(
+    settings: Settings, servers: Endpoints, *, admit: Callable[[int], None], keys: bool = False
+) -> FastAPI:
     """The application over a migrated ledger. Nothing is connected before it starts.
 
+    With `keys` each request has to bring an API key; without, it must come by a loopback name.
     `admit(n)` raises an error with `retry_after_s` unless `n` documents may come in now; with 0 it
     only tells whether any may. It is called from several threads.
     """
@@ -64,9 +70,9 @@ def create_app(settings: Settings, servers: Endpoints, *, admit: Callable[[int],
     app.include_router(sagas.router)
     app.include_router(health.router)
     problems.install(app)
-    if not settings.api_trust_network:
-        app.add_middleware(LoopbackNames)
-    app.openapi = partial(openapi, app)  # type: ignore[method-assign]
+    # A page of another site can make a browser send requests here, but none with a key.
+    app.add_middleware(ApiKeys if keys else LoopbackNames)
+    app.openapi = partial(openapi, app, keys=keys)  # type: ignore[method-assign]
     return app
 
 
@@ -83,6 +89,10 @@ async def lifespan(
         Listener(postgres_url, ENDED),
         executor,
         publish_wait_s=settings.publish_wait_s,
+    )
+    ledger_calls = BoundedCalls(executor=executor, bound_s=LEDGER_BOUND_S)
+    app.state.key_ring = KeyRing(
+        partial(ledger_calls.run, partial(usable_keys, ledger)), settings.api_keys_cache_s
     )
     app.state.documents = Documents(
         intake=Intake(
@@ -103,9 +113,7 @@ async def lifespan(
     app.state.health = Health(
         ledger=ledger, executor=executor, admit=admit, waiting=lambda: endings.waiting
     )
-    app.state.sagas = Sagas(
-        ledger=ledger, calls=BoundedCalls(executor=executor, bound_s=LEDGER_BOUND_S)
-    )
+    app.state.sagas = Sagas(ledger=ledger, calls=ledger_calls)
     endings.start()
     try:
         with live_reads(settings, servers, ledger) as app.state.live_documents:
@@ -148,7 +156,7 @@ def _extractor(settings: Settings) -> Extractor:
     )
 
 
-def openapi(app: FastAPI) -> dict[str, Any]:
+def openapi(app: FastAPI, *, keys: bool) -> dict[str, Any]:
     """FastAPI's description, with the models that no route validates by."""
     if app.openapi_schema is None:
         schema = get_openapi(
@@ -161,5 +169,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         )
         components = schema.setdefault("components", {}).setdefault("schemas", {})
         components |= definitions["$defs"]
+        if keys:
+            describe(schema)
         app.openapi_schema = schema
     return app.openapi_schema

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -12,6 +13,7 @@ from fastapi import APIRouter, Request, Response
 from apex_dagster.api.answers import response_of
 from apex_dagster.api.batch import BatchResponse
 from apex_dagster.api.bodies import JSON, NDJSON, check_media_type, read_body, read_lines
+from apex_dagster.api.keys import client_of
 from apex_dagster.api.problems import described, described_for_now
 from apex_dagster.api.schemas import (
     COMPENSATED_EXAMPLE,
@@ -25,7 +27,6 @@ from apex_dagster.ingestion.request import KEY_CHARS_MAX, RequestRefused, read_r
 from apex_dagster.saga.opening import Opening
 from apex_dagster.saga.submissions import Answer
 
-CLIENT = "http"
 _LARGE_BYTES = 512 * 1024  # reading so much takes longer than others should wait for: a thread
 
 router = APIRouter(tags=["documents"])
@@ -42,16 +43,16 @@ class Documents:
     batch_documents_max: int
     patience_s: float  # of a batch's line with a full queue
 
-    async def ingest(self, body: bytes, key: str | None = None) -> Answer:
+    async def ingest(self, body: bytes, *, client: str, key: str | None = None) -> Answer:
         """Raises RequestRefused, QueueFull, StoreUnavailable."""
         if len(body) < _LARGE_BYTES:
-            return await self.intake.answer(self._read(body, key))
+            return await self.intake.answer(self._read(body, client, key))
         loop = asyncio.get_running_loop()
-        opening = await loop.run_in_executor(self.executor, self._read, body, key)
+        opening = await loop.run_in_executor(self.executor, self._read, body, client, key)
         return await self.intake.answer(opening)
 
-    def _read(self, body: bytes, key: str | None) -> Opening:
-        return read_request(body, extractor=self.extractor, client=CLIENT, idempotency_key=key)
+    def _read(self, body: bytes, client: str, key: str | None) -> Opening:
+        return read_request(body, extractor=self.extractor, client=client, idempotency_key=key)
 
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -103,7 +104,7 @@ async def ingest(request: Request) -> Response:
     documents: Documents = request.app.state.documents
     body = await read_body(request, documents.body_bytes_max)
     key = request.headers.get("idempotency-key")
-    return response_of(await documents.ingest(body, key))
+    return response_of(await documents.ingest(body, client=client_of(request), key=key))
 
 
 @router.post(
@@ -135,7 +136,7 @@ async def ingest_batch(request: Request) -> Response:
     documents: Documents = request.app.state.documents
     return BatchResponse(
         read_lines(request, documents.body_bytes_max),
-        documents.ingest,
+        partial(documents.ingest, client=client_of(request)),
         documents_max=documents.batch_documents_max,
         patience_s=documents.patience_s,
     )

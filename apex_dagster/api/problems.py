@@ -119,15 +119,20 @@ def install(app: FastAPI) -> None:
     """Answer every error with problem details."""
 
     async def answer(request: Request, error: Exception) -> Response:
-        problem = problem_of(error)
-        if problem.name == "unexpected":
-            log.error("request_failed", path=request.url.path, error=type(error).__name__)
-        elif isinstance(error, ApexError) and problem.status >= 500:
-            log.warning("request_refused", path=request.url.path, error=str(error))
-        return problem.response()
+        return answer_to(error, path=request.url.path)
 
     for kind in (Problem, ApexError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, answer)
+
+
+def answer_to(error: Exception, *, path: str) -> Response:
+    """What a client is told of an error; the log is told more, but no header of the request."""
+    problem = problem_of(error)
+    if problem.name == "unexpected":
+        log.error("request_failed", path=path, error=type(error).__name__)
+    elif isinstance(error, ApexError) and problem.status >= 500:
+        log.warning("request_refused", path=path, error=str(error))
+    return problem.response()
 
 
 def described(description: str, example: Any = None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import click
 import uvicorn
 from fastapi import FastAPI
 
+from apex_dagster.access.keys import usable_keys
 from apex_dagster.api.app import create_app
 from apex_dagster.api.hosts import is_loopback
 from apex_dagster.cli.connect import check_postgres, known_endpoints, schema_errors
@@ -27,7 +28,7 @@ BACKLOG = 2048
 
 
 @click.command(epilog=HELP)
-@click.option("--host", help="A loopback address. Default: APEX_API_HOST, 127.0.0.1.")
+@click.option("--host", help="Default: APEX_API_HOST, 127.0.0.1. Others need API keys.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), help="0: a free one. Default: APEX_API_PORT, 8000."
 )
@@ -39,7 +40,8 @@ def api(host: str | None, port: int | None) -> None:
     """
     settings = Settings()
     host = settings.api_host if host is None else host
-    listening = listen(host, settings.api_port if port is None else port, settings)
+    keys = needs_keys(host, settings)
+    listening = listen(host, settings.api_port if port is None else port)
     servers = known_endpoints(settings)
     url = servers.postgres_url.get_secret_value()
     check_postgres(url)
@@ -51,16 +53,33 @@ def api(host: str | None, port: int | None) -> None:
     click.echo(f"API  http://{name}:{bound_port}  (described at /docs)")
     ledger = Ledger(url)
     with closing(ledger):
-        serve(create_app(settings, servers, admit=admission(ledger, settings).check), listening)
+        click.echo(f"Keys {_about_keys(ledger, keys)}")
+        admit = admission(ledger, settings).check
+        serve(create_app(settings, servers, admit=admit, keys=keys), listening)
 
 
-def listen(host: str, port: int, settings: Settings) -> socket.socket:
-    """A listening socket. Raises InvalidInput for a host or port that cannot be used."""
-    if not is_loopback(host) and not settings.api_trust_network:
+def needs_keys(host: str, settings: Settings) -> bool:
+    """Whether requests have to bring a key. Raises InvalidInput where they would have to."""
+    if settings.api_keys is not None and (settings.api_keys or is_loopback(host)):
+        return settings.api_keys
+    if settings.api_keys is False:
         raise InvalidInput(
-            f"--host {host}: only a loopback address can be used, as nobody has to log in yet;"
-            " use 127.0.0.1 and a proxy that asks for a password"
+            f"--host {host}: only a loopback address can be used with APEX_API_KEYS=false, as"
+            " whoever reaches another could write; leave that setting out, and make a key with"
+            " `apex key create`"
         )
+    return not is_loopback(host)
+
+
+def _about_keys(ledger: Ledger, keys: bool) -> str:
+    if not keys:
+        return "off: every program on this machine can read and write; else set APEX_API_KEYS=true"
+    count = len(usable_keys(ledger))
+    return f"required; {count} can be used" + ("" if count else ", `apex key create` makes one")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises InvalidInput for a host or port that cannot be used."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=BACKLOG)

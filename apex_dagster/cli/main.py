@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "doctor": ("apex_dagster.cli.doctor:doctor", "Say which stores are up, where and how."),
         "demo": ("apex_dagster.cli.demo:demo", "Start everything and ingest the sample corpus."),
         "api": ("apex_dagster.cli.api:api", "Serve POST /documents/ingest."),
+        "key": ("apex_dagster.cli.key:key", "Make, list and revoke keys of the HTTP API."),
         "worker": ("apex_dagster.cli.worker:worker", "Keep warm processes that execute runs."),
         "status": ("apex_dagster.cli.status:status", "Show how every document stands."),
         "saga": ("apex_dagster.cli.saga:saga", "Look at sagas, finish or undo them."),

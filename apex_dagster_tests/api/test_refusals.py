@@ -201,33 +201,6 @@ async def test_a_fault_of_ours_shows_nothing_of_itself(endpoints):
     assert "hunter2" not in answer.text
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--host", "0.0.0.0"], "only a loopback address"),
-        (["--host", "example.org"], "only a loopback address"),
-    ],
-)
-def test_only_a_loopback_address_is_listened_on(postgres_database, options, words):
-    run = subprocess.run(
-        [sys.executable, "-m", "apex_dagster.cli.main", "api", *options],
-        env=os.environ | {"APEX_POSTGRES_URL": postgres_database},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert run.returncode != 0
-    assert words in run.stderr
-    assert "Traceback" not in run.stderr
-
-
-def test_a_container_on_a_trusted_network_answers_to_any_name(start_api):
-    api = start_api("--host", "0.0.0.0", api_trust_network=True)
-    api.url = api.url.replace("0.0.0.0", "127.0.0.1")
-    with api.client() as client:
-        assert client.get("/readyz", headers={"Host": "api:8000"}).status_code == 200
-
-
 def test_a_port_in_use_is_said_so(api, start_api, postgres_database):
     port = api.url.rpartition(":")[2]
     run = subprocess.run(
