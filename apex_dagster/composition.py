@@ -17,6 +17,7 @@ from apex_dagster.extraction.extract import Extractor
 from apex_dagster.ingestion.inbox import Inbox
 from apex_dagster.ingestion.ingest import Ingestion
 from apex_dagster.ingestion.read import DocumentReader
+from apex_dagster.ingestion.search import Searcher
 from apex_dagster.ingestion.sources import Sources
 from apex_dagster.ingestion.steps import Extractions, StoreStep
 from apex_dagster.migrations.migrate import migrate
@@ -49,6 +50,7 @@ class Application:
     stores: Mapping[str, AuditedStore]  # by name, in the order of the saga
     ingestion: Ingestion
     reader: DocumentReader
+    searcher: Searcher
     sources: Sources
     inbox: Inbox
 
@@ -139,6 +141,7 @@ def build(
             sweep_orphans=in_order[0].sweep_orphans,
         ),
         reader=_reader(settings, in_order),
+        searcher=_searcher(settings, in_order),
         sources=Sources(inbox, document_bytes_max=settings.document_bytes_max),
         inbox=inbox,
     )
@@ -167,6 +170,19 @@ def reading(settings: Settings, servers: Endpoints) -> Iterator[Reading]:
             store.close()
 
 
+@contextmanager
+def searching(settings: Settings, servers: Endpoints) -> Iterator[Searcher]:
+    """For a process that searches. Clients apart from those of `reading`: a search keeps its
+    connection for as long as its slowest ranker takes. Connects, and loads models, when needed."""
+    patience = {"step_timeout_s": settings.read_timeout_s}
+    stores = _stores(settings.model_copy(update=patience), servers)
+    try:
+        yield _searcher(settings, stores)
+    finally:
+        for store in stores:
+            store.close()
+
+
 _Stores = tuple[Neo4jStore, PostgresStore, QdrantStore, RedisStore]
 
 
@@ -178,6 +194,20 @@ def _reader(settings: Settings, stores: _Stores) -> DocumentReader:
         points=points,
         cache=cache,
         timeout_s=settings.read_timeout_s,
+    )
+
+
+def _searcher(settings: Settings, stores: _Stores) -> Searcher:
+    graph, text, vectors, _ = stores
+    extractor = _extractor(settings)
+    return Searcher(
+        text=text,
+        vectors=vectors,
+        graph=graph,
+        embedder=extractor.embedder,
+        recogniser=extractor.recogniser,
+        embedding_dim=settings.embedding_dim,
+        timeout_s=settings.search_timeout_s,
     )
 
 

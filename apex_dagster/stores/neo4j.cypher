@@ -146,6 +146,30 @@ RETURN properties(v) AS version,
          RETURN [properties(r), source.key, target.key]
        } AS relations
 
+// find_mentions //
+// The degree of an entity is stored with it. Mentions and edges are of whatever version.
+UNWIND $keys AS key
+MATCH (e:Entity {key: key})
+RETURN e.key AS key,
+       COUNT { (e)<-[:MENTIONS]-() } AS mentioned,
+       COLLECT {
+         MATCH (e)<-[m:MENTIONS]-()
+         WHERE $saga_ids IS NULL OR m.saga_id IN $saga_ids
+         RETURN [m.document_id, m.version, m.saga_id, m.chunk_ordinals] LIMIT $limit
+       } AS mentions
+
+// find_edges //
+UNWIND $keys AS key
+MATCH (e:Entity {key: key})
+RETURN e.key AS key,
+       COLLECT {
+         MATCH (e)-[r:RELATES]-(neighbour)
+         RETURN [r.document_id, r.version, r.saga_id, neighbour.key, r.chunk_ordinal] LIMIT $limit
+       } AS edges
+
+// count_versions //
+MATCH (v:DocumentVersion) RETURN count(v) AS versions
+
 // count_mentions //
 UNWIND $saga_ids AS saga_id
 MATCH (v:DocumentVersion {saga_id: saga_id})

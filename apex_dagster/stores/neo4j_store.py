@@ -46,8 +46,9 @@ from apex_dagster.errors import (
 )
 from apex_dagster.records import Publication, Receipt, SagaId, StagedVersion, VersionRef
 from apex_dagster.stores.contents import Contents, Items, expected_in_neo4j, items_in_neo4j
-from apex_dagster.stores.neo4j_graph import NOTHING, graph_of
+from apex_dagster.stores.neo4j_graph import NOTHING, graph_of, neighbourhood_of
 from apex_dagster.stores.reading import Graph
+from apex_dagster.stores.searching import Neighbourhood
 
 KEY_CHARS_MAX = 2000  # an indexed string has 8,167 bytes at most, and a character up to 4
 
@@ -156,6 +157,20 @@ class Neo4jStore:
         with self._transaction() as run:
             records = list(run("read_graph", saga_id=ref.saga_id))
         return graph_of(**records[0].data()) if records else NOTHING
+
+    def neighbourhood(
+        self, keys: Sequence[str], *, limit: int, saga_ids: Sequence[SagaId] | None = None
+    ) -> Neighbourhood:
+        """Those of the entities that exist, and theirs. Not from one moment, and of any version."""
+        with self._transaction() as run:
+            bounds = {"limit": limit, "saga_ids": saga_ids}
+            near = [r.data() for r in run("find_mentions", keys=list(keys), **bounds)]
+            found = [row["key"] for row in near]
+            related = [record.data() for record in run("find_edges", keys=found, limit=limit)]
+            others = {edge[3] for row in related for edge in row["edges"]} - set(found)
+            far = [r.data() for r in run("find_mentions", keys=sorted(others), **bounds)]
+            [counted] = run("count_versions")
+        return neighbourhood_of([*near, *far], related, counted["versions"], limit=limit)
 
     def sweep_orphans(self, limit: int) -> int:
         """Remove up to `limit` entities that nothing mentions or relates; how many went.

@@ -7,6 +7,7 @@ checks the saga or the pointer in its own transaction. `documents`, the pointer,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -43,6 +44,7 @@ from apex_dagster.stores.fitness import (
     text_fault,
 )
 from apex_dagster.stores.postgres_connection import STORE, BoundedConnection, BoundedPool
+from apex_dagster.stores.postgres_search import PostgresSnapshot
 from apex_dagster.stores.reading import LiveHeading, LiveVersion
 
 _SQL = load_queries("apex_dagster.stores", "postgres.sql")
@@ -176,6 +178,13 @@ class PostgresStore:
             )
             for document_id, version, saga_id, title, collection, live_since in rows
         ]
+
+    @contextmanager
+    def search_snapshot(self) -> Iterator[PostgresSnapshot]:
+        """One moment of all tables, for the length of the block."""
+        with self._pool.connection() as connection:
+            connection.execute(_SQL["read_snapshot"])
+            yield PostgresSnapshot(connection)
 
     def ping(self) -> None:
         with self._pool.connection() as connection:

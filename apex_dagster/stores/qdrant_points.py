@@ -15,10 +15,12 @@ from qdrant_client import models
 from apex_dagster.records import Chunk, StagedVersion, VersionRef, item_ids
 from apex_dagster.stores.fitness import metadata_json
 from apex_dagster.stores.reading import Points
+from apex_dagster.stores.searching import Candidate, ChunkRef
 
 REQUEST_BYTES_MAX = 8_000_000  # Qdrant's own limit is 32 MB; small ones keep its pauses short
 REQUEST_POINTS_MAX = 500
 _FLOAT_BYTES = 16  # one float of a vector as JSON, at most
+PLACE_FIELDS = ("document_id", "version", "saga_id", "ordinal")  # which chunk a point is
 _POINT_BYTES = 500  # ids, field names and numbers of a point as JSON
 
 
@@ -79,6 +81,15 @@ def points_of(records: Sequence[models.Record], *, embedding_dim: int) -> Points
         texts=tuple(payloads[index]["text"] for index in order),
         embeddings=np.array(vectors, dtype=np.float32).reshape(len(records), embedding_dim),
     )
+
+
+def candidate_of(point: models.ScoredPoint) -> Candidate:
+    """A point that was found, with `PLACE_FIELDS` as its payload."""
+    payload = point.payload or {}
+    ref = VersionRef(
+        document_id=payload["document_id"], version=payload["version"], saga_id=payload["saga_id"]
+    )
+    return Candidate(chunk=ChunkRef(ref=ref, ordinal=payload["ordinal"]), score=point.score)
 
 
 def _sized_points(

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
@@ -33,13 +34,16 @@ from apex_dagster.stores.fitness import (
 )
 from apex_dagster.stores.qdrant_connection import STORE, ClientPerProcess
 from apex_dagster.stores.qdrant_points import (
+    PLACE_FIELDS,
     Point,
+    candidate_of,
     insertion,
     points_of,
     record_hash,
     request_sized,
 )
 from apex_dagster.stores.reading import Points
+from apex_dagster.stores.searching import Candidate
 
 _SERVER_VERSION_MIN = (1, 18)  # older ones ignore update_mode, and would overwrite committed points
 _INDEXED_FIELDS = ("document_id", "saga_id", "ingestion_status", "collection")
@@ -167,6 +171,33 @@ class QdrantStore:
         found: list[models.Record] = []
         records = self._or_nothing(lambda client: list(self._records(client, chosen)), found)
         return points_of(records, embedding_dim=self._embedding_dim)
+
+    def nearest(
+        self,
+        embedding: NDArray[np.float32],
+        *,
+        limit: int,
+        saga_ids: Sequence[SagaId] | None = None,
+        collection: str | None = None,
+    ) -> list[Candidate]:
+        """Chunks of any version, by similarity to `embedding` in [-1, 1]."""
+        conditions: list[models.Condition] = []
+        if saga_ids is not None:
+            conditions.append(_of_sagas(saga_ids))
+        if collection is not None:
+            conditions.append(_is("collection", collection))
+
+        def ask(client: QdrantClient) -> list[Candidate]:
+            answer = client.query_points(
+                self._collection,
+                query=embedding.tolist(),
+                query_filter=models.Filter(must=conditions) if conditions else None,
+                limit=limit,
+                with_payload=models.PayloadSelectorInclude(include=list(PLACE_FIELDS)),
+            )
+            return [candidate_of(point) for point in answer.points]
+
+        return self._or_nothing(ask, [])
 
     def ping(self) -> None:
         with self._server.client() as client:
