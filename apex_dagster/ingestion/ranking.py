@@ -23,7 +23,7 @@ TEXT = "text"
 _ASKED_FACTOR, _ASKED_MAX = 4, 3200
 # A filter that fewer versions pass is given to the stores as their ids; what passes a wider one is
 # not rare among what they find.
-_PASSING_MAX = 5000
+PASSING_MAX = 5000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class Ranking:
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="search")
         self._saga_ids: list[SagaId] | None = None
         if wanted:
-            self._saga_ids = snapshot.passing(wanted, limit=_PASSING_MAX)
+            self._saga_ids = snapshot.passing(wanted, limit=PASSING_MAX)
 
     def __enter__(self) -> Ranking:
         return self
