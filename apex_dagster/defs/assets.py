@@ -71,16 +71,18 @@ def observation(saga: Saga) -> dg.AssetObservation:
 
 
 def _metadata(saga: Saga) -> dict[str, dg.MetadataValue]:
-    return {
+    metadata: dict[str, dg.MetadataValue] = {
         "document_id": dg.MetadataValue.text(saga.document_id),
         "version": dg.MetadataValue.int(saga.version),
         "saga_id": dg.MetadataValue.text(saga.saga_id),
         "status": dg.MetadataValue.text(saga.status.value),
         "published": dg.MetadataValue.bool(saga.published_at is not None),
         "duration_ms": dg.MetadataValue.float(saga.duration_ms or 0.0),
-        "reason": dg.MetadataValue.text(reason_of(saga)),
         "receipts": dg.MetadataValue.json(dict(saga.completed_steps)),
     }
+    if saga.error:
+        metadata["reason"] = dg.MetadataValue.text(reason_of(saga))
+    return metadata
 
 
 def _tags(saga: Saga) -> dict[str, str]:

@@ -60,7 +60,23 @@ class BufferedEventLogStorage(PostgresEventLogStorage):
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         self.flush()
-        super().store_event_batch(events)
+        if not all(map(_is_materialization, events)):
+            super().store_event_batch(events)
+        elif events:
+            self._store_materializations(events)
+
+    def _store_materializations(self, events: Sequence[EventLogEntry]) -> None:
+        """As the stock class does, which has SQLAlchemy compile a statement of as many VALUES as
+        there are events each time: measured, that is a third of what they cost."""
+        rows = [self._event_to_row(event) for event in events]
+        insert = SqlEventLogStorageTable.insert().returning(
+            SqlEventLogStorageTable.c.id, sort_by_parameter_order=True
+        )
+        with self._connect() as connection:
+            ids = list(connection.execute(insert, rows).scalars())
+        with self.index_transaction() as connection:
+            self._store_asset_event_tags(connection, events, ids)
+            self._store_asset_event(connection, events[-1], ids[-1])
 
     def get_records_for_run(self, *args: Any, **kwargs: Any) -> Any:
         self.flush()
@@ -94,6 +110,10 @@ class BufferedEventLogStorage(PostgresEventLogStorage):
                 self.flush()
             except Exception as error:  # PostgreSQL is down: the next major event says so aloud
                 log.warning("events_not_written", error=str(error))
+
+
+def _is_materialization(event: EventLogEntry) -> bool:
+    return event.dagster_event is not None and event.dagster_event.is_step_materialization
 
 
 def _is_minor(event: EventLogEntry) -> bool:
