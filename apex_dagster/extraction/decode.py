@@ -32,6 +32,8 @@ def decode(content: bytes) -> str:
 
 def clean_text(text: str) -> str:
     """Without what no store can hold; line ends as "\\n"."""
+    if text.isprintable():  # most are, and to see that costs a fraction of looking for the others
+        return text
     return UNSTORABLE.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 

@@ -277,14 +277,14 @@ def read_entity(item: Any, name: str, folded_texts: Sequence[str]) -> Entity:
         raise Refused(f"{name}.aliases: must hold texts only")
     forms = tuple(dict.fromkeys(clean_text(alias)[:NAME_CHARS_MAX] for alias in aliases))
     names = tuple(form.casefold() for form in (written, *forms) if form)
-    found = [n for n, text in enumerate(folded_texts) if any(form in text for form in names)]
+    found = {n for form in names for n, text in enumerate(folded_texts) if form in text}
     return Entity(
         key=entity_key(entity_type, written),
         type=entity_type,
         name=written,
         description=optional_text(item, "description", name) or "",
         aliases=forms,
-        chunk_ordinals=tuple(found),
+        chunk_ordinals=tuple(sorted(found)),
         mentions=max(1, len(found)),
     )
 
