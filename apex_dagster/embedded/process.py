@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +28,8 @@ INHERITED = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH", "DYLD_LI
 
 LOG_BYTES_MAX = 16 * 1024 * 1024  # a log larger than this is put aside at the next start
 
-# Children of this very process have to be reaped by it, or they stay zombies after their end.
+# Children of this very process have to be reaped by it, or they stay zombies after their end: to a
+# PostgreSQL that is started anew, its dead predecessor then seems to run still.
 _children: dict[int, subprocess.Popen[bytes]] = {}
 
 
@@ -99,7 +101,9 @@ def start_detached(launch: Launch, *, directory: Path, log: Path) -> psutil.Proc
             extra_groups=None if launch.uid is None else [],
         )
     _children[child.pid] = child
-    return psutil.Process(child.pid)
+    process = psutil.Process(child.pid)  # while it cannot be gone without a trace
+    threading.Thread(target=child.wait, name=f"reap-{child.pid}", daemon=True).start()
+    return process
 
 
 def find(state: ServerState | None, directory: Path) -> psutil.Process | None:
@@ -145,7 +149,8 @@ def stop(process: psutil.Process, *, signal_number: int, timeout_s: float) -> No
             process.kill()
             wait_ended(process, timeout_s)
     if child := _children.pop(process.pid, None):
-        child.poll()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout_s)
 
 
 def wait_ended(process: psutil.Process, timeout_s: float) -> bool:

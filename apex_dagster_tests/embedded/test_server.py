@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,6 +150,17 @@ def test_server_that_was_not_ready_when_its_starter_died_is_replaced(server):
     process.write_state(server.state_path, replace(state, ready=False))
     second = server.ensure(ignore)
     assert marked(server.directory) == [second.pid]
+
+
+def test_server_that_was_killed_leaves_no_zombie_with_its_starter(server):
+    """A PostgreSQL that is started anew would take it for a running one, and not start."""
+    state = server.ensure(ignore)
+    os.kill(state.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while psutil.pid_exists(state.pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not psutil.pid_exists(state.pid)
+    assert server.ensure(ignore).pid != state.pid
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"port": 1, "colour": "red"}'])
