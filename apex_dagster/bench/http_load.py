@@ -6,12 +6,13 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Any
 
 import psutil
 
-from apex_dagster.bench.open_loop import Load, arrivals, saturated
+from apex_dagster.bench.open_loop import Load, arrivals, one_request, saturated
 from apex_dagster.bench.service import Service
 from apex_dagster.bench.timeline import Timeline
 from apex_dagster.errors import ServerNotStarted
@@ -23,6 +24,8 @@ CLIENTS = 256  # of the saturated load: four full runs of documents
 WARM_UP_S = 20.0
 FIRST_ANSWER_TIMEOUT_S = 180.0
 KILL_AFTER_S = 3.0
+AFTER_KILL_S = 10.0
+ALL_ENDED_TIMEOUT_S = 300.0
 
 
 def measure_rates(
@@ -74,26 +77,39 @@ def _await_first_answer(url: str, bodies: Iterator[bytes]) -> None:
     raise ServerNotStarted("workers", "no document was ingested", f"answers: {statuses}")
 
 
-def measure_recovery(running: Service, bodies: Iterator[bytes]) -> dict[str, Any]:
-    """Kill -9 every worker under load: how long until documents are answered again, and what became
-    of those that were under way."""
+def measure_batches(
+    running: Service, bodies: Iterator[bytes], *, documents: int, runs: int
+) -> dict[str, Any]:
+    """So many documents in one request of NDJSON, `runs` times."""
+    url = f"{running.url}/documents/ingest/batch"
+    return combined([one_request(url, bodies, documents=documents) for _ in range(runs)])
+
+
+def measure_recovery(
+    running: Service, bodies: Iterator[bytes], timeline: Timeline
+) -> dict[str, Any]:
+    """Kill -9 every worker under load: how long until the last document that was under way has
+    ended, and how requests were answered. The daemon has to run: it finishes what the dead held."""
     url = f"{running.url}/documents/ingest"
-    killed_at: list[float] = []
+    killed_at: list[datetime] = []
 
     def kill(_: Iterator[bytes]) -> Iterator[bytes]:
         begun = time.perf_counter()
         for body in bodies:
             if not killed_at and time.perf_counter() - begun > KILL_AFTER_S:
-                killed_at.append(time.perf_counter())
+                killed_at.append(timeline.now())
                 for process in running.worker_processes():
                     _kill(process)
             yield body
 
-    load = saturated(url, kill(bodies), clients=64, seconds=KILL_AFTER_S + 10)
+    load = saturated(url, kill(bodies), clients=64, seconds=KILL_AFTER_S + AFTER_KILL_S)
+    open_sagas = timeline.wait_ended(killed_at[0], timeout_s=ALL_ENDED_TIMEOUT_S)
     return {
         "longest_answer_s": max(load.latencies_s, default=None),
         "statuses": load.statuses,
         "documents_per_s": load.succeeded / load.seconds,
+        "last_ended_s": timeline.last_ended_s(killed_at[0]),
+        "open_sagas": open_sagas,
     }
 
 

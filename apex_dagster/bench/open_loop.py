@@ -9,13 +9,15 @@ Source: G. Tene, "How NOT to Measure Latency", 2013 (coordinated omission).
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
 import numpy as np
+import orjson
 
 REQUEST_TIMEOUT_S = 60.0
 
@@ -62,6 +64,17 @@ class Poster:
                 status = str(response.status)
         except (aiohttp.ClientError, TimeoutError) as error:
             status = type(error).__name__
+        self._note(status, due)
+
+    async def post_lines(self, bodies: Sequence[bytes], due: float) -> None:
+        """Send all in one request, and note the answer of each line as it comes."""
+        headers, lines = {"Content-Type": "application/x-ndjson"}, b"\n".join(bodies)
+        async with self._session.post(self._url, data=lines, headers=headers) as response:
+            response.raise_for_status()
+            async for line in response.content:
+                self._note(str(orjson.loads(line)["status"]), due)
+
+    def _note(self, status: str, due: float) -> None:
         self.statuses[status] += 1
         if status == "200":
             self.latencies_s.append(time.perf_counter() - due)
@@ -106,6 +119,17 @@ def saturated(url: str, bodies: Iterator[bytes], *, clients: int, seconds: float
         async with asyncio.TaskGroup() as group:
             for _ in range(clients):
                 group.create_task(client())
+        return poster.load(begun)
+
+    return asyncio.run(_with_session(url, run))
+
+
+def one_request(url: str, bodies: Iterator[bytes], *, documents: int) -> Load:
+    """All of them as lines of one request; latencies count from its begin to a line's answer."""
+
+    async def run(poster: Poster) -> Load:
+        begun = time.perf_counter()
+        await poster.post_lines(list(itertools.islice(bodies, documents)), begun)
         return poster.load(begun)
 
     return asyncio.run(_with_session(url, run))

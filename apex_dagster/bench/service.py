@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -16,11 +15,13 @@ from pathlib import Path
 import psutil
 
 from apex_dagster.embedded import ports
+from apex_dagster.embedded.dagster_home import dagster_home, environment
 from apex_dagster.errors import ServerNotStarted
 from apex_dagster.settings import Settings
 
 READY_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 60.0
+_APEX = (sys.executable, "-m", "apex_dagster.cli.main")
 # Never by way of a proxy that the environment names.
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -54,8 +55,9 @@ def service(settings: Settings, log_folder: Path) -> Iterator[Service]:
     """Both, for the length of the block. Raises ServerNotStarted when the API does not come up."""
     port = ports.choose(8000)
     with ExitStack() as stack:
-        workers = stack.enter_context(_process(settings, ["worker"], log_folder / "worker.log"))
-        command = ["api", "--port", str(port)]
+        command = [*_APEX, "worker"]
+        workers = stack.enter_context(_process(settings, command, log_folder / "worker.log"))
+        command = [*_APEX, "api", "--port", str(port)]
         api = stack.enter_context(_process(settings, command, log_folder / "api.log"))
         running = Service(url=f"http://{ports.LOOPBACK}:{port}", api=api, workers=workers)
         _wait_ready(running, log_folder / "api.log")
@@ -63,15 +65,24 @@ def service(settings: Settings, log_folder: Path) -> Iterator[Service]:
 
 
 @contextmanager
+def daemon(settings: Settings, log_folder: Path) -> Iterator[Path]:
+    """Dagster's daemon, whose sensors take in files and finish what dead owners left; its log."""
+    command = [sys.executable, "-m", "dagster._daemon", "run", "--workspace", "workspace.yaml"]
+    log = log_folder / "daemon.log"
+    with _process(settings, command, log):
+        yield log
+
+
+@contextmanager
 def _process(
     settings: Settings, command: list[str], log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """An `apex` command that ends with us, in whatever way we end."""
-    own = [sys.executable, "-m", "apex_dagster.cli.main", *command]
+    """A command that ends with us, in whatever way we end."""
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "apex_dagster.cli.tether", *own],
-            env={**os.environ, "APEX_HOME": str(settings.home)},
+            [sys.executable, "-m", "apex_dagster.cli.tether", *command],
+            cwd=dagster_home(settings),
+            env=environment(settings),
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,

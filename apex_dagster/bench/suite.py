@@ -17,11 +17,12 @@ import psycopg
 from apex_dagster.bench import http_load
 from apex_dagster.bench.bodies import numbered, templates
 from apex_dagster.bench.corpus import Corpus, Shape
+from apex_dagster.bench.file_load import measure_files
 from apex_dagster.bench.pairs import WARM_UP_BATCHES, run_pairs
 from apex_dagster.bench.peers import lightrag_peer
 from apex_dagster.bench.raw_writes import RawWrites
 from apex_dagster.bench.saga_writes import SagaWrites
-from apex_dagster.bench.service import service
+from apex_dagster.bench.service import daemon, service
 from apex_dagster.bench.stopwatch import Processors
 from apex_dagster.bench.timeline import Timeline
 from apex_dagster.embedded.stack import Stack, endpoints
@@ -41,12 +42,22 @@ class Extent:
     runs: int  # of each load; figures are their medians
     seconds: float  # of each load
     pairs: int  # of batches, with and without saga
+    batch_documents: int  # of one request of NDJSON
+    files: int
     peer_documents: int
     batches_of: tuple[int, ...] = BATCHES_OF
 
 
-FULL = Extent(runs=3, seconds=180.0, pairs=30, peer_documents=300)
-QUICK = Extent(runs=1, seconds=5.0, pairs=5, peer_documents=30, batches_of=(BATCH_OF_THE_RATIO,))
+FULL = Extent(runs=3, seconds=180.0, pairs=30, batch_documents=1000, files=500, peer_documents=300)
+QUICK = Extent(
+    runs=1,
+    seconds=5.0,
+    pairs=5,
+    batch_documents=50,
+    files=20,
+    peer_documents=30,
+    batches_of=(BATCH_OF_THE_RATIO,),
+)
 
 
 def run_suite(
@@ -61,19 +72,29 @@ def run_suite(
     }
     corpus = Corpus(seed=seed, shape=_shape(settings), prefix="http")
     bodies = numbered(templates(corpus, TEMPLATES), f"http-{secrets.token_hex(4)}")
+    timeline = Timeline(servers.postgres_url)
     with service(settings, settings.home) as running:
         results["http"] = http_load.measure_rates(
             running,
             bodies,
-            Timeline(servers.postgres_url),
+            timeline,
             seconds=extent.seconds,
             runs=extent.runs,
             seed=seed,
             on_load=say,
         )
-        say("recovery from kill -9 of all workers")
+        say("one request of many documents")
+        results["http_batch"] = http_load.measure_batches(
+            running, bodies, documents=extent.batch_documents, runs=extent.runs
+        )
         results["memory_mb"] = running.memory_mb()
-        results["recovery"] = http_load.measure_recovery(running, bodies)
+        with daemon(settings, settings.home) as daemon_log:
+            say("files")
+            results["files"] = measure_files(
+                settings.inbox_dir, timeline, daemon_log, documents=extent.files
+            )
+            say("recovery from kill -9 of all workers")
+            results["recovery"] = http_load.measure_recovery(running, bodies, timeline)
     results["growth"] = _growth(settings, servers, extent, results["writes"], seed=seed, say=say)
     if peer:
         say(peer)
@@ -185,6 +206,9 @@ def _summary(results: Mapping[str, Any]) -> dict[str, float]:
         "saturated_documents_per_s": saturated,
         "ratio_to_raw_writes": writes["summary"]["ratio_to_raw_writes"],
         "ratio_to_raw_writes_at_once": writes["summary"]["ratio_to_raw_writes_at_once"],
+        "api_batch_documents_per_s": results["http_batch"]["median"]["documents_per_s"],
+        "files_documents_per_s": results["files"]["documents_per_s"],
+        "recovery_s": results["recovery"]["last_ended_s"],
         "growth_cost_ratio": results["growth"]["cost_ratio"],
     }
     if peer := results.get("peer"):

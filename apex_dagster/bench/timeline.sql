@@ -38,3 +38,17 @@ FROM part GROUP BY place, name ORDER BY place
 
 -- now --
 SELECT clock_timestamp() AS now
+
+-- completed --
+SELECT count(*) FROM apex.saga_state
+WHERE created_at >= %(since)s AND status = 'completed' AND published_at IS NOT NULL
+
+-- open --
+SELECT count(*) FROM apex.saga_state
+WHERE created_at < %(before)s
+    AND (status IN ('pending', 'in_progress', 'compensating')
+        OR status = 'completed' AND published_at IS NULL)
+
+-- last_ended --
+SELECT greatest(0, extract(epoch FROM max(updated_at) - %(before)s::timestamptz))::double precision
+FROM apex.saga_state WHERE created_at < %(before)s

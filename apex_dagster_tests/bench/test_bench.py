@@ -38,10 +38,16 @@ def test_it_measures_on_stores_of_its_own_and_leaves_nothing(tmp_path):
         "saturated_documents_per_s",
         "ratio_to_raw_writes",
         "ratio_to_raw_writes_at_once",
+        "api_batch_documents_per_s",
+        "files_documents_per_s",
+        "recovery_s",
         "growth_cost_ratio",
     }
     assert results["growth"]["stored_after"] > results["growth"]["stored_before"] > 0
     assert set(results["http"]["at_10_per_s"]["statuses"]) == {"200"}
+    assert set(results["http_batch"]["statuses"]) == {"200"}
+    assert results["files"]["documents"] == 20
+    assert results["recovery"]["open_sagas"] == 0
     parts = results["http"]["saturated"]["ms_by_part"]
     assert parts.keys() > {"queue", "stage neo4j", "pivot", "publish"}
     assert sum(parts.values()) > 0
