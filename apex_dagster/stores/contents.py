@@ -17,6 +17,7 @@ from apex_dagster.records import SagaId, StagedVersion, VersionRef, item_id
 Items = Mapping[str, Any]
 Contents = Mapping[SagaId, Items]
 
+NOTHING = "nothing"
 _EXCERPT_CHARS = 60
 
 
@@ -24,7 +25,7 @@ def differences(expected: Items, held: Items) -> Iterator[tuple[str, str]]:
     """(what has to be there, what is there), in words, for each item that is not as expected."""
     for name in sorted(expected.keys() | held.keys()):
         if name not in held:
-            yield f"{name}: {_excerpt(expected[name])}", "nothing"
+            yield f"{name}: {_excerpt(expected[name])}", NOTHING
         elif name not in expected:
             yield f"no {name}", _excerpt(held[name])
         elif expected[name] != held[name]:

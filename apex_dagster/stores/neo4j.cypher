@@ -113,6 +113,19 @@ UNWIND $saga_ids AS saga_id
 MATCH (v:DocumentVersion {saga_id: saga_id})
 DETACH DELETE v
 
+// clear_versions //
+UNWIND $saga_ids AS saga_id
+MATCH (v:DocumentVersion {saga_id: saga_id})
+SET v = {saga_id: saga_id}
+
+// restore_entities //
+// A shared entity holds nothing that does not follow from its key, so no document's word is lost.
+UNWIND $saga_ids AS saga_id
+MATCH (:DocumentVersion {saga_id: saga_id})-[:MENTIONS]->(e:Entity)
+WITH DISTINCT e ORDER BY e.key
+WITH e, split(e.key, ':') AS parts
+SET e = {key: e.key, type: parts[0], name: substring(e.key, size(parts[0]) + 1)}
+
 // read_version //
 MATCH (v:DocumentVersion {document_id: $document_id, version: $version})
 RETURN properties(v) AS version,
@@ -136,6 +149,21 @@ RETURN properties(v) AS version,
          MATCH (source)-[r:RELATES {saga_id: v.saga_id}]->(target)
          RETURN [source.key, target.key, properties(r)]
        } AS relations
+
+// read_inventory //
+// Versions and relations that have lost theirs; both by the index on saga_id. A version that is
+// being created has no document yet.
+CALL () {
+  MATCH (v:DocumentVersion) WHERE v.saga_id > $after AND v.document_id IS NOT NULL
+  RETURN v.saga_id AS saga_id, v.document_id AS document_id, v.version AS version
+  ORDER BY saga_id LIMIT $limit
+  UNION
+  MATCH ()-[r:RELATES]->() WHERE r.saga_id > $after
+  WITH DISTINCT r.saga_id AS saga_id, r.document_id AS document_id, r.version AS version
+  ORDER BY saga_id LIMIT $limit
+  RETURN saga_id, document_id, version
+}
+RETURN DISTINCT saga_id, document_id, version ORDER BY saga_id LIMIT $limit
 
 // read_graph //
 MATCH (v:DocumentVersion {saga_id: $saga_id})

@@ -124,6 +124,23 @@ class Neo4jStore:
     def discard(self, batch: Sequence[VersionRef]) -> Mapping[SagaId, int]:
         return self._remove(batch, lambda status: True)
 
+    def restore(self, batch: Sequence[StagedVersion]) -> None:
+        """As the protocol says, in one transaction, under the documents' fences."""
+        _check(batch)
+        versions = list({version.ref.saga_id: version for version in batch}.values())
+        with self._transaction() as run:
+            run("lock_documents", document_ids=sorted({v.ref.document_id for v in versions}))
+            rows = [_publication_row(Publication(ref=v.ref)) for v in versions]
+            fences = {r["saga_id"]: r["fence"] for r in run("find_publishable", publications=rows)}
+            due = [v for v in versions if fences[v.ref.saga_id] <= v.ref.version]
+            saga_ids = list(_lock_versions(run, [v.ref.saga_id for v in due]))
+            run("lock_entities_of", saga_ids=saga_ids).consume()
+            for name in ("delete_relations", "delete_mentions", "clear_versions"):
+                run(name, saga_ids=saga_ids).consume()
+            self._create(run, due)
+            run("restore_entities", saga_ids=saga_ids).consume()
+            _mark(run, [row for row in rows if row["saga_id"] in saga_ids])
+
     def digest(self, document_id: str, version: int) -> str | None:
         with self._transaction() as run:
             records = list(run("read_version", document_id=document_id, version=version))
@@ -148,6 +165,17 @@ class Neo4jStore:
             )
             for record in records
         }
+
+    def inventory(self, *, page: int) -> Iterator[list[VersionRef]]:
+        after = ""
+        while True:
+            with self._transaction() as run:
+                records = run("read_inventory", after=after, limit=page)
+                refs = [VersionRef(**record.data()) for record in records]
+            if not refs:
+                return
+            yield refs
+            after = refs[-1].saga_id
 
     def expected(self, version: StagedVersion) -> Items:
         return expected_in_neo4j(version)

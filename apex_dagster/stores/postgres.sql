@@ -70,6 +70,11 @@ WITH removed AS (
 )
 SELECT saga_id, count(*) FROM removed GROUP BY saga_id
 
+-- delete_copies --
+-- Whatever is there under these sagas, and under the ids that their chunks have.
+DELETE FROM apex.chunks
+WHERE saga_id = ANY (%(saga_ids)s::text[]) OR chunk_id = ANY (%(chunk_ids)s::uuid[])
+
 -- delete_versions --
 DELETE FROM apex.document_versions
 WHERE saga_id = ANY (%(saga_ids)s::text[]) AND ingestion_status = ANY (%(statuses)s::text[])
@@ -111,6 +116,23 @@ FROM apex.chunks
 WHERE saga_id IN (
     SELECT saga_id FROM apex.saga_state WHERE document_id = ANY (%(document_ids)s::text[])
     UNION SELECT saga_id FROM apex.document_versions WHERE document_id = ANY (%(document_ids)s::text[]))
+
+-- inventory --
+-- Chunks without their version row count, too: one by one along the index, as they are many.
+WITH RECURSIVE chunk (saga_id, document_id, version) AS (
+    (SELECT saga_id, document_id, version FROM apex.chunks
+     WHERE saga_id > %(after)s ORDER BY saga_id LIMIT 1)
+    UNION ALL
+    (SELECT n.saga_id, n.document_id, n.version FROM chunk, LATERAL (
+         SELECT saga_id, document_id, version FROM apex.chunks
+         WHERE saga_id > chunk.saga_id ORDER BY saga_id LIMIT 1) AS n)
+), held AS (
+    (SELECT saga_id, document_id, version FROM chunk LIMIT %(limit)s)
+    UNION
+    (SELECT saga_id, document_id, version FROM apex.document_versions
+     WHERE saga_id > %(after)s ORDER BY saga_id LIMIT %(limit)s)
+)
+SELECT saga_id, document_id, version FROM held ORDER BY saga_id LIMIT %(limit)s
 
 -- read_snapshot --
 -- Before anything else in its transaction: what follows sees one moment of all tables.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
+from uuid import UUID
 
 import numpy as np
 from pgvector import HalfVector
@@ -113,6 +114,22 @@ class PostgresStore:
     def discard(self, batch: Sequence[VersionRef]) -> Mapping[SagaId, int]:
         return self._remove(batch, _ANY_STATUS)
 
+    def restore(self, batch: Sequence[StagedVersion]) -> None:
+        """As the protocol says, in one transaction. Only versions that the pointers name."""
+        with self._pool.connection() as connection:
+            _know_halfvec(connection)
+            pointers = _lock_pointers(connection, [version.ref for version in batch])
+            live = {saga_id for saga_id, _ in pointers.values()}
+            wanted = {v.ref.saga_id: v for v in batch if v.ref.saga_id in live}
+            _lock_versions(connection, set(wanted))
+            chunk_ids = [chunk_id for v in wanted.values() for chunk_id in _chunk_ids(v)]
+            doomed = {"saga_ids": sorted(wanted), "chunk_ids": chunk_ids}
+            connection.execute(_SQL["delete_copies"], doomed)
+            connection.execute(_SQL["delete_versions"], doomed | {"statuses": _ANY_STATUS})
+            inserted = _insert_versions(connection, [wanted[s] for s in sorted(wanted)])
+            _copy_chunks(connection, [wanted[saga_id] for saga_id in inserted])
+            _mark(connection, set(inserted), source="staged", target="committed")
+
     def digest(self, document_id: str, version: int) -> str | None:
         with self._pool.connection() as connection:
             cursor = connection.execute(
@@ -139,6 +156,17 @@ class PostgresStore:
             )
             for saga_id in versions.keys() | chunks.keys()
         }
+
+    def inventory(self, *, page: int) -> Iterator[list[VersionRef]]:
+        after = ""
+        while True:
+            with self._pool.connection() as connection:
+                rows = connection.execute(_SQL["inventory"], {"after": after, "limit": page})
+                refs = [VersionRef(document_id=d, version=v, saga_id=s) for s, d, v in rows]
+            if not refs:
+                return
+            yield refs
+            after = refs[-1].saga_id
 
     def expected(self, version: StagedVersion) -> Items:
         return expected_in_postgres(version)
@@ -255,13 +283,16 @@ def _copy_chunks(connection: BoundedConnection, versions: Sequence[StagedVersion
 
 
 def _chunk_rows(version: StagedVersion) -> Iterator[tuple[Any, ...]]:
-    ref = version.ref
-    chunks = version.extraction.chunks
-    ids = item_ids(ref.saga_id, "chunk", (chunk.ordinal for chunk in chunks))
+    ref, chunks = version.ref, version.extraction.chunks
     halves = version.extraction.embeddings.astype(np.float16)
-    for chunk_id, chunk, half in zip(ids, chunks, halves, strict=True):
+    for chunk_id, chunk, half in zip(_chunk_ids(version), chunks, halves, strict=True):
         owner = (chunk_id, ref.saga_id, ref.document_id, ref.version, "staged")
         yield (*owner, chunk.ordinal, chunk.start, chunk.end, chunk.text, HalfVector(half))
+
+
+def _chunk_ids(version: StagedVersion) -> Sequence[UUID]:
+    chunks = version.extraction.chunks
+    return item_ids(version.ref.saga_id, "chunk", (chunk.ordinal for chunk in chunks))
 
 
 def _lock_pointers(connection: BoundedConnection, refs: Sequence[VersionRef]) -> _Pointers:

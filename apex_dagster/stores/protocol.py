@@ -11,7 +11,7 @@ An adapter translates its driver's errors once, at its edge, into `errors.StoreU
 a terminal error has left nothing of the batch visible and may have left some of it staged.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from apex_dagster.records import Publication, Receipt, SagaId, StagedVersion, VersionRef
@@ -79,11 +79,24 @@ class Store(Protocol):
 
 
 class AuditedStore(Store, Protocol):
-    """A store whose content can be compared with what has to be there, item by item."""
+    """A store whose content can be compared, item by item, with what has to be there, and put
+    right."""
 
     def contents(self, document_ids: Sequence[str]) -> Contents:
         """All that the store holds of these documents, item by item, by saga: live versions, those
         beside them, and what nobody knows of. Not from one moment. Memory grows with it."""
+        ...
+
+    def restore(self, batch: Sequence[StagedVersion]) -> None:
+        """Make the store's copy of these versions, which are live and published, what it has to be,
+        whatever is there of them now: what is missing is written, what was altered is written over,
+        what was added goes. Ignores a version of which a newer one has been published.
+        """
+        ...
+
+    def inventory(self, *, page: int) -> Iterator[list[VersionRef]]:
+        """Whatever versions there are in the store, of documents known or not, in pages of about so
+        many; one may come several times. Not from one moment."""
         ...
 
     def expected(self, version: StagedVersion) -> Items:

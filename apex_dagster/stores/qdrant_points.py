@@ -54,6 +54,11 @@ def insertion(points: Sequence[Point]) -> bytes:
     )
 
 
+def replacement(points: Sequence[Point]) -> bytes:
+    """The body of a request that writes these points over whatever is there under their ids."""
+    return orjson.dumps({"points": points}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
 def record_hash(record: models.Record) -> bytes:
     """Sha256 of a stored point: its id, its vector's float32 bytes and its payload.
 
@@ -71,12 +76,7 @@ def points_of(records: Sequence[models.Record], *, embedding_dim: int) -> Points
     order = sorted(range(len(records)), key=lambda index: payloads[index]["ordinal"])
     vectors = [records[index].vector for index in order]
     return Points(
-        refs=frozenset(
-            VersionRef(
-                document_id=each["document_id"], version=each["version"], saga_id=each["saga_id"]
-            )
-            for each in payloads
-        ),
+        refs=frozenset(map(ref_of, payloads)),
         items={"chunks": len(records)},
         texts=tuple(payloads[index]["text"] for index in order),
         embeddings=np.array(vectors, dtype=np.float32).reshape(len(records), embedding_dim),
@@ -86,10 +86,15 @@ def points_of(records: Sequence[models.Record], *, embedding_dim: int) -> Points
 def candidate_of(point: models.ScoredPoint) -> Candidate:
     """A point that was found, with `PLACE_FIELDS` as its payload."""
     payload = point.payload or {}
-    ref = VersionRef(
+    chunk = ChunkRef(ref=ref_of(payload), ordinal=payload["ordinal"])
+    return Candidate(chunk=chunk, score=point.score)
+
+
+def ref_of(payload: Mapping[str, Any]) -> VersionRef:
+    """The version that a point says it is of."""
+    return VersionRef(
         document_id=payload["document_id"], version=payload["version"], saga_id=payload["saga_id"]
     )
-    return Candidate(chunk=ChunkRef(ref=ref, ordinal=payload["ordinal"]), score=point.score)
 
 
 def _sized_points(
@@ -108,7 +113,7 @@ def _sized_points(
             yield {"id": str(point_id), "vector": vector, "payload": payload}, point_bytes
 
 
-def _payload(version: StagedVersion, chunk: Chunk) -> Mapping[str, Any]:
+def _payload(version: StagedVersion, chunk: Chunk) -> dict[str, Any]:
     ref, extraction = version.ref, version.extraction
     return {
         "document_id": ref.document_id,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -40,6 +41,8 @@ from apex_dagster.stores.qdrant_points import (
     insertion,
     points_of,
     record_hash,
+    ref_of,
+    replacement,
     request_sized,
 )
 from apex_dagster.stores.reading import Points
@@ -127,6 +130,25 @@ class QdrantStore:
     def discard(self, batch: Sequence[VersionRef]) -> Mapping[SagaId, int]:
         return self._remove(batch, [])
 
+    def restore(self, batch: Sequence[StagedVersion]) -> None:
+        """As the protocol says: right points first, then away with the others. A newer version that
+        is published meanwhile leaves these points to the sweep that removes what it replaces."""
+        refuse_unfit(STORE, batch, self._fault)
+        with self._server.client() as client:
+            overtaken = self._overtaken(client, [version.ref for version in batch])
+            due = [version for version in batch if version.ref.document_id not in overtaken]
+            kept: dict[SagaId, list[models.ExtendedPointId]] = {v.ref.saga_id: [] for v in due}
+            for points in request_sized(due):
+                for point in points:
+                    point["payload"]["ingestion_status"] = "committed"
+                    kept[point["payload"]["saga_id"]].append(point["id"])
+                self._write(client, replacement(points))
+            for saga_id, ids in kept.items():
+                others = models.Filter(
+                    must=[_of_sagas([saga_id])], must_not=[models.HasIdCondition(has_id=ids)]
+                )
+                client.delete(self._collection, models.FilterSelector(filter=others), wait=True)
+
     def digest(self, document_id: str, version: int) -> str | None:
         of_version = models.MatchValue(value=version)
         chosen = models.Filter(
@@ -161,6 +183,26 @@ class QdrantStore:
             point = (str(record.id), payload, record.vector)
             by_saga.setdefault(SagaId(str(payload.get("saga_id"))), []).append(point)
         return {saga_id: items_in_qdrant(points) for saga_id, points in by_saga.items()}
+
+    def inventory(self, *, page: int) -> Iterator[list[VersionRef]]:
+        offset: models.ExtendedPointId | None = None
+        while True:
+            found = self._or_nothing(partial(self._inventory_page, offset, page), None)
+            if found is None:
+                return
+            records, offset = found
+            # A point that lacks these fields was never one of ours.
+            yield [ref_of(r.payload) for r in records if r.payload and len(r.payload) == 3]
+            if offset is None:
+                return
+
+    def _inventory_page(
+        self, offset: models.ExtendedPointId | None, page: int, client: QdrantClient
+    ) -> tuple[list[models.Record], models.ExtendedPointId | None] | None:
+        fields = ["saga_id", "document_id", "version"]
+        return client.scroll(
+            self._collection, limit=page, offset=offset, with_payload=fields, with_vectors=False
+        )
 
     def expected(self, version: StagedVersion) -> Items:
         return expected_in_qdrant(version)
@@ -320,6 +362,9 @@ class QdrantStore:
             body = insertion(points)
         except orjson.JSONEncodeError as error:
             raise StoreRejected(STORE, f"not JSON: {error}") from error
+        self._write(client, body)
+
+    def _write(self, client: QdrantClient, body: bytes) -> None:
         client.http.client.request(
             type_=models.InlineResponse2008,
             method="PUT",

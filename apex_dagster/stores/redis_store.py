@@ -12,6 +12,7 @@ its document's key are in different slots. Eviction must spare keys without a ti
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -145,6 +146,23 @@ class RedisStore:
             ),
         )
 
+    def restore(self, batch: Sequence[StagedVersion]) -> None:
+        """As the protocol says. Between removal and rewriting a read of the cache is a miss."""
+        if not batch:
+            return
+        with self._errors():
+            fences = self._redis().mget([self._fence_key(version.ref) for version in batch])
+            due = [
+                v
+                for v, fence in zip(batch, fences, strict=True)
+                if v.ref.version >= int(fence or 0)
+            ]
+            if due:
+                self._redis().delete(*(self._doc_key(version.ref) for version in due))
+        self.discard([version.ref for version in due])
+        self.stage(due)
+        self.publish([Publication(ref=version.ref) for version in due])
+
     def digest(self, document_id: str, version: int) -> str | None:
         ref = VersionRef(document_id=document_id, version=version, saga_id=SagaId(""))
         [(live, staged)] = self._run(
@@ -185,6 +203,17 @@ class RedisStore:
             if isinstance(body, bytes)
         ]
         return {SagaId(str(entry.get("entry: saga_id"))): entry for entry in entries}
+
+    def inventory(self, *, page: int) -> Iterator[list[VersionRef]]:
+        """The live entries that can be read; staged ones show nobody anything, and expire."""
+        cursor = 0
+        while True:
+            with self._errors():
+                cursor, keys = self._redis().scan(cursor, f"{_glob(self._prefix)}doc:*", page)
+                bodies = self._redis().mget(keys) if keys else []
+            yield [ref for body in bodies if isinstance(body, bytes) and (ref := _ref_of(body))]
+            if cursor == 0:
+                return
 
     def expected(self, version: StagedVersion) -> Items:
         return expected_in_redis(_body(version))
@@ -367,6 +396,21 @@ def _text(content: Extraction) -> str | None:
         return None
     text = "\n".join(chunk.text for chunk in content.chunks)
     return text if len(text.encode()) <= TEXT_BYTES_MAX else None
+
+
+def _ref_of(body: bytes) -> VersionRef | None:
+    """The version that an entry is of; None where it does not say."""
+    try:
+        entry = orjson.loads(body)
+        return VersionRef(
+            document_id=entry["document_id"], version=entry["version"], saga_id=entry["saga_id"]
+        )
+    except (orjson.JSONDecodeError, TypeError, KeyError):
+        return None
+
+
+def _glob(text: str) -> str:
+    return re.sub(r"([*?\[\]\\^-])", r"\\\1", text)
 
 
 def _version_of(body: bytes) -> int | None:

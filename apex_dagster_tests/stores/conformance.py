@@ -290,6 +290,37 @@ class StoreConformance:
         assert (digest(store, version), probe.statuses(version.ref)) == (None, {})
         assert (digest(store, neighbour), probe.statuses(neighbour.ref)) == (before, totals)
 
+    # ---- restore
+
+    def test_restore_makes_a_damaged_copy_whole(self, store, probe, make):
+        version, other = make("doc"), make("other", vocabulary_size=15)
+        publish(store, version)
+        publish(store, other)
+        whole, untouched = digest(store, version), digest(store, other)
+        for alter in probe.alterations(version.ref):
+            alter()
+            assert digest(store, version) != whole
+            patiently(store.restore, [version])
+            assert digest(store, version) == whole
+        assert digest(store, other) == untouched
+
+    def test_restoring_what_is_whole_changes_nothing(self, store, probe, make):
+        version = make("doc")
+        publish(store, version)
+        whole, totals = digest(store, version), probe.totals()
+        patiently(store.restore, [version, version])
+        assert (digest(store, version), probe.totals()) == (whole, totals)
+
+    def test_restore_leaves_a_document_that_has_a_newer_version(self, store, probe, make):
+        old, new = make("doc"), make("doc", 2)
+        publish(store, old)
+        publish(store, new, replaced=old)
+        store.discard([old.ref])
+        live, totals = digest(store, new), probe.totals()
+        patiently(store.restore, [old])
+        assert (digest(store, new), probe.totals()) == (live, totals)
+        assert digest(store, old) is None
+
     # ---- digest
 
     def test_any_change_of_a_copy_changes_its_digest(self, store, probe, make):

@@ -148,7 +148,7 @@ class PostgresProbe:
             (chunk, "text = text || chr(8203)"),
             (chunk, "char_start = char_start + 1"),
             (chunk, "char_end = char_end + 1"),
-            (chunk, "ingestion_status = 'committed'"),
+            (chunk, "ingestion_status = 'superseded'"),
             (chunk, f"embedding = {half}"),
             (chunk, "ordinal = 99"),
         ):

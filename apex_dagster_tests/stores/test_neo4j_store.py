@@ -82,7 +82,7 @@ class Neo4jProbe:
             relation + "CREATE (b)-[t:RELATES]->(a) SET t = properties(r) DELETE r",
             relation + "DELETE r",
             relation + "CREATE (a)-[t:RELATES]->(b) SET t = properties(r)",
-            relation + "SET r.ingestion_status = 'committed'",
+            relation + "SET r.ingestion_status = 'superseded'",
             version + "DETACH DELETE v",
         ):
             yield lambda change=change: self.run(change, id=ref.saga_id)

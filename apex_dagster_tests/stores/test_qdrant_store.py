@@ -74,7 +74,7 @@ class QdrantProbe:
             {"metadata": {"pages": 1.5}},
             {"collection": "x"},
             {"content_hash": "x"},
-            {"ingestion_status": "committed"},
+            {"ingestion_status": "superseded"},
             {"added": 1},  # null would take a key away
         ):
             yield lambda change=change: self.set_payload(ref, change)

@@ -51,7 +51,8 @@ class RedisProbe:
         )
 
     def alterations(self, ref: VersionRef) -> Iterable[Callable[[], None]]:
-        key = self.key(f"stage:{ref.saga_id}")
+        staged, live = self.key(f"stage:{ref.saga_id}"), self.key(f"doc:{ref.document_id}")
+        key = staged if self.client.exists(staged) else live
 
         def set_field(name: str, value: object) -> None:
             entry = orjson.loads(self.client.get(key))
