@@ -17,6 +17,7 @@ from apex_dagster.extraction.extract import Extractor
 from apex_dagster.ingestion.inbox import Inbox
 from apex_dagster.ingestion.ingest import Ingestion
 from apex_dagster.ingestion.read import DocumentReader
+from apex_dagster.ingestion.reconcile import Reconciler
 from apex_dagster.ingestion.search import Searcher
 from apex_dagster.ingestion.sources import Sources
 from apex_dagster.ingestion.steps import Extractions, StoreStep
@@ -49,6 +50,7 @@ class Application:
     admission: Admission  # to be asked before anything is taken in
     stores: Mapping[str, AuditedStore]  # by name, in the order of the saga
     ingestion: Ingestion
+    reconciler: Reconciler
     reader: DocumentReader
     searcher: Searcher
     sources: Sources
@@ -140,6 +142,7 @@ def build(
             takeovers_max=settings.takeovers_max,
             sweep_orphans=in_order[0].sweep_orphans,
         ),
+        reconciler=Reconciler(engine, stores, extractions, grace_s=settings.grace_s),
         reader=_reader(settings, in_order),
         searcher=_searcher(settings, in_order),
         sources=Sources(inbox, document_bytes_max=settings.document_bytes_max),

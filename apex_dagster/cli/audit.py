@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from apex_dagster.cli.connect import connected, connected_ledger
 from apex_dagster.cli.exit_codes import ATTENTION, HELP
-from apex_dagster.cli.printing import print_json
+from apex_dagster.cli.printing import print_json, versions_bar
 from apex_dagster.settings import Settings
 
 
@@ -57,7 +52,7 @@ def verify(
     """
     from apex_dagster.ingestion import audit as auditing
 
-    with connected(Settings()) as app, _versions_bar() as progress:
+    with connected(Settings()) as app, versions_bar() as progress:
         report = auditing.verify(
             app.ledger,
             app.stores,
@@ -78,19 +73,6 @@ def verify(
         )
     if report.differences:
         ctx.exit(ATTENTION)
-
-
-@contextmanager
-def _versions_bar() -> Iterator[Callable[[int, int], None]]:
-    """Shows on a terminal how many versions have been looked at; on stderr, as stdout is for the
-    report."""
-    columns = (TextColumn("versions"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    terminal = Console(stderr=True)
-    with Progress(
-        *columns, console=terminal, transient=True, disable=not terminal.is_terminal
-    ) as bars:
-        task = bars.add_task("", total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 @audit.command(epilog=HELP)

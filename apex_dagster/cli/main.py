@@ -31,6 +31,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "apex_dagster.cli.audit:audit",
             "Prove that audit log, ledger and stores agree.",
         ),
+        "reconcile": (
+            "apex_dagster.cli.reconcile:reconcile",
+            "Find what stores hold otherwise than they have to, and repair it.",
+        ),
         "simulate": (
             "apex_dagster.cli.simulate:simulate",
             "Try the saga code under a virtual clock and injected faults.",

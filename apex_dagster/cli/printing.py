@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -9,6 +11,7 @@ import click
 import orjson
 from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 PIPE_WIDTH = 160  # columns where there is no terminal to ask
@@ -66,3 +69,16 @@ def compact(value: Any) -> str:
     if not value:
         return ""
     return ", ".join(f"{key} {item}" for key, item in value.items() if item is not None)
+
+
+@contextmanager
+def versions_bar() -> Iterator[Callable[[int, int], None]]:
+    """Shows on a terminal how many versions have been looked at; on stderr, as stdout is for the
+    report."""
+    columns = (TextColumn("versions"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    terminal = Console(stderr=True)
+    with Progress(
+        *columns, console=terminal, transient=True, disable=not terminal.is_terminal
+    ) as bars:
+        task = bars.add_task("", total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)

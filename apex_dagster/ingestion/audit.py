@@ -26,7 +26,7 @@ from apex_dagster.saga.audit import (
 )
 from apex_dagster.saga.engine import SWEEP_AGAIN_S
 from apex_dagster.saga.ledger import Ledger
-from apex_dagster.stores.contents import Contents, Items, differences
+from apex_dagster.stores.contents import NOTHING, Contents, Items, differences
 from apex_dagster.stores.protocol import AuditedStore
 
 DEAD_A_REQUEST = 500
@@ -35,7 +35,7 @@ ITEMS_NAMED_MAX = 3  # of one version in one store; the others are counted
 
 # What `Store.holdings` counts, by the receipt that staging gave for it.
 _COUNTED = {"neo4j": "entities", "postgres": "chunks", "qdrant": "chunks", "redis": "entries"}
-_SWEEPS = 1 + len(SWEEP_AGAIN_S)
+SWEEPS = 1 + len(SWEEP_AGAIN_S)
 
 Counts = Mapping[SagaId, int]
 Progress = Callable[[int, int], None]  # versions looked at, of how many
@@ -81,12 +81,12 @@ def verify(
     live, dead = _Tally(), _Tally()
     progress(0, total)
     for lives in live_versions(ledger, page=LIVE_A_REQUEST, document_ids=document_ids):
-        live.add(lives, _settled(ledger, lives, lambda some: _judge_live(ledger, stores, some)))
+        live.add(lives, judge_live(ledger, stores, lives))
         progress(live.count, total)
     for deads in dead_versions(
-        ledger, page=DEAD_A_REQUEST, sweeps=_SWEEPS, limit=dead_max, document_ids=document_ids
+        ledger, page=DEAD_A_REQUEST, sweeps=SWEEPS, limit=dead_max, document_ids=document_ids
     ):
-        dead.add(deads, _settled(ledger, deads, lambda some: _judge_dead(stores, some)))
+        dead.add(deads, judge_dead(ledger, stores, deads))
         progress(live.count + dead.count, total)
     progress(total, total)
     return _report(in_itself, live, dead)
@@ -110,6 +110,21 @@ def _report(in_itself: LedgerAudit, live: _Tally, dead: _Tally) -> AuditReport:
         dead=dead.count,
         differences=[*in_itself.differences, *live.differences, *dead.differences],
     )
+
+
+def judge_live(
+    ledger: Ledger, stores: Mapping[str, AuditedStore], versions: Sequence[LiveVersion]
+) -> list[Difference]:
+    """What the stores hold otherwise than they have to of versions that are live, and stay so while
+    they are looked at."""
+    return _settled(ledger, versions, lambda some: _judge_live(ledger, stores, some))
+
+
+def judge_dead(
+    ledger: Ledger, stores: Mapping[str, AuditedStore], versions: Sequence[DeadVersion]
+) -> list[Difference]:
+    """What the stores hold of versions of which nothing may be left."""
+    return _settled(ledger, versions, lambda some: _judge_dead(stores, some))
 
 
 def _settled(ledger: Ledger, versions: Sequence[V], judge: Judge[V]) -> list[Difference]:
@@ -138,7 +153,7 @@ def _judge_live(
         extraction = _unpacked(bodies.get(version.ref.saga_id))
         if isinstance(extraction, str):
             expected = f"what version {version.ref.version}, which is live, was staged from"
-            yield version, _difference(version.ref, "extraction", expected, extraction)
+            yield version, _difference(version.ref, "extraction", "missing", expected, extraction)
             continue
         staged = StagedVersion(ref=version.ref, extraction=extraction)
         for name, store in stores.items():
@@ -166,13 +181,14 @@ def _compared(
         return
     about = f"of version {version.ref.version}, which is live"
     if not held:
-        yield _difference(version.ref, store, f"{_items(len(expected))} {about}", "none")
+        yield _difference(version.ref, store, "missing", f"{_items(len(expected))} {about}", "none")
         return
     found = list(differences(expected, held))
     for wanted, there in found[:ITEMS_NAMED_MAX]:
-        yield _difference(version.ref, store, f"{wanted} {about}", there)
+        kind = "missing" if there == NOTHING else "altered"
+        yield _difference(version.ref, store, kind, f"{wanted} {about}", there)
     if (more := len(found) - ITEMS_NAMED_MAX) > 0:
-        yield _difference(version.ref, store, f"{_items(more)} more {about}", "others")
+        yield _difference(version.ref, store, "altered", f"{_items(more)} more {about}", "others")
 
 
 def _not_mine(
@@ -184,9 +200,11 @@ def _not_mine(
         if ref.document_id not in documents:
             continue
         if saga_id in strangers:
-            yield _difference(ref, store, f"nothing of saga {saga_id}", f"{_items(len(items))}")
+            expected, found = f"nothing of saga {saga_id}", _items(len(items))
+            yield _difference(ref, store, "orphaned", expected, found, stray_saga_id=saga_id)
         elif store == "redis" and saga_id != ref.saga_id:
-            yield _difference(ref, store, f"the entry of version {ref.version} or none", saga_id)
+            expected = f"the entry of version {ref.version} or none"
+            yield _difference(ref, store, "superseded", expected, saga_id, stray_saga_id=saga_id)
 
 
 def _unknown(ledger: Ledger, contents: Any) -> set[SagaId]:
@@ -209,10 +227,11 @@ def _judge_dead(
     for version in versions:
         for store in stores:
             if count := counts[store].get(version.ref.saga_id, 0):
-                why = "superseded" if version.status == "completed" else version.status
+                is_replaced = version.status == "completed"
+                why = "superseded" if is_replaced else version.status
                 expected = f"nothing of version {version.ref.version}, which is {why}"
-                found = f"{count} {_COUNTED[store]}"
-                yield version, _difference(version.ref, store, expected, found)
+                kind, found = "superseded" if is_replaced else "dead", f"{count} {_COUNTED[store]}"
+                yield version, _difference(version.ref, store, kind, expected, found)
 
 
 T = TypeVar("T")
@@ -224,11 +243,21 @@ def _ask(stores: Mapping[str, AuditedStore], question: Callable[[AuditedStore], 
         return dict(zip(stores, pool.map(question, stores.values()), strict=True))
 
 
-def _difference(ref: VersionRef, store: str, expected: str, found: str) -> Difference:
+def _difference(
+    ref: VersionRef,
+    store: str,
+    kind: str,
+    expected: str,
+    found: str,
+    *,
+    stray_saga_id: SagaId | None = None,
+) -> Difference:
     return Difference(
         document_id=ref.document_id,
         saga_id=ref.saga_id,
         place=store,
         expected=expected,
         found=found,
+        kind=kind,
+        stray_saga_id=stray_saga_id,
     )

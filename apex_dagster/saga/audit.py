@@ -59,6 +59,10 @@ class Difference:
     place: str  # a table of the ledger, or a store
     expected: str
     found: str
+    # In a store: "missing", "altered", "orphaned" (no saga of the ledger has written it),
+    # "superseded", or "dead" (of a saga that was compensated). Else "ledger".
+    kind: str = "ledger"
+    stray_saga_id: SagaId | None = None  # whose items they are, where not saga_id's
 
     def __str__(self) -> str:
         about = " ".join(
@@ -188,6 +192,20 @@ def places(ledger: Ledger, saga_ids: Sequence[SagaId]) -> dict[SagaId, Place]:
     with ledger.transaction() as tx:
         rows = tx.execute(_SQL["places"], {"saga_ids": list(saga_ids)}).fetchall()
     return {row["saga_id"]: _place(row) for row in rows}
+
+
+def busy_documents(ledger: Ledger, document_ids: Sequence[str]) -> set[str]:
+    """Those of which a saga is under way, or not published yet."""
+    with ledger.transaction() as tx:
+        rows = tx.execute(_SQL["busy_documents"], {"document_ids": list(document_ids)}).fetchall()
+    return {row["document_id"] for row in rows}
+
+
+def known_sagas(ledger: Ledger, saga_ids: Sequence[SagaId]) -> set[SagaId]:
+    """Those that there are."""
+    with ledger.transaction() as tx:
+        rows = tx.execute(_SQL["known_sagas"], {"saga_ids": list(saga_ids)}).fetchall()
+    return {row["saga_id"] for row in rows}
 
 
 @contextmanager

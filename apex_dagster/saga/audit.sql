@@ -287,3 +287,12 @@ SELECT (SELECT count(*) FROM apex.documents
 SELECT s.saga_id, s.event_seq, d.live_saga_id
 FROM apex.saga_state s JOIN apex.documents d USING (document_id)
 WHERE s.saga_id = ANY (%(saga_ids)s)
+
+-- busy_documents --
+SELECT DISTINCT document_id FROM apex.saga_state
+WHERE document_id = ANY (%(document_ids)s)
+  AND (status IN ('pending', 'in_progress', 'compensating')
+       OR status = 'completed' AND published_at IS NULL)
+
+-- known_sagas --
+SELECT saga_id FROM apex.saga_state WHERE saga_id = ANY (%(saga_ids)s)

@@ -68,6 +68,9 @@ COMPLETED = _move("saga_completed", {Status.IN_PROGRESS}, Status.COMPLETED, forg
 PUBLISH_RESUMED = _move("publish_resumed", {Status.COMPLETED}, raises_epoch=True)
 PUBLISH_FAILED = _move("publish_failed", {Status.COMPLETED})
 PUBLISHED = _move("saga_published", {Status.COMPLETED}, may_be_lost=True)
+# A store's copy was not what it has to be, or of a saga that has ended was left; it is put right.
+RESTORED = _move("version_restored", {Status.COMPLETED})
+REMOVED = _move("leftovers_removed", {Status.COMPLETED, Status.COMPENSATED})
 
 COMPENSATION_STARTED = _move(
     "compensation_started",
@@ -102,6 +105,8 @@ MOVES = (
     PUBLISH_RESUMED,
     PUBLISH_FAILED,
     PUBLISHED,
+    RESTORED,
+    REMOVED,
     COMPENSATION_STARTED,
     COMPENSATION_RESUMED,
     STEP_UNDONE,

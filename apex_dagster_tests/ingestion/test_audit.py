@@ -492,6 +492,10 @@ def test_whatever_is_altered_in_a_store_is_named(
     }
     assert found[0].expected.startswith(begins)
     assert check(app, document_ids=[other.document_id]).differences == []
+    repaired = app.reconciler.reconcile(repair_as="test", document_ids=[unique])
+    assert {(drift.store, drift.saga_id) for drift in repaired.drifts} == {(store, saga.saga_id)}
+    assert repaired.left == []
+    assert check(app).differences == []
 
 
 def test_many_differences_of_one_version_are_counted(app: Application, unique: str) -> None:
