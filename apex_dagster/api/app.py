@@ -18,7 +18,16 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from apex_dagster.access.keys import usable_keys
-from apex_dagster.api import documents, health, live_documents, problems, sagas, schemas
+from apex_dagster.api import (
+    documents,
+    health,
+    live_documents,
+    problems,
+    sagas,
+    schemas,
+    search,
+    search_schemas,
+)
 from apex_dagster.api.answers import answer_of
 from apex_dagster.api.documents import Documents
 from apex_dagster.api.health import Health
@@ -27,6 +36,7 @@ from apex_dagster.api.key_ring import KeyRing
 from apex_dagster.api.keys import ApiKeys, describe
 from apex_dagster.api.live_documents import LiveDocuments
 from apex_dagster.api.sagas import Sagas
+from apex_dagster.api.search import Searches
 from apex_dagster.api.threads import BoundedCalls
 from apex_dagster.extraction.extract import Extractor
 from apex_dagster.ingestion.endings import Endings
@@ -39,10 +49,13 @@ from apex_dagster.settings import Endpoints, Settings
 
 if TYPE_CHECKING:
     from apex_dagster.composition import Reading
+    from apex_dagster.ingestion.search import Searcher
 
 THREADS = 4  # as many as the ledger has connections
 LEDGER_BOUND_S = 30.0  # its own time-outs end a question earlier, unless it is frozen
 READ_THREADS = 4  # as many as the store has; others than the ledger's, which no store keeps waiting
+SEARCH_THREADS = 4  # as many as its store has
+SEARCH_BOUND_S = 60.0  # the first one loads the models; all else has time-outs of its own
 
 DESCRIPTION = (
     "Takes documents into Neo4j, PostgreSQL, Qdrant and Redis: into all four, or into none."
@@ -67,6 +80,7 @@ def create_app(
     )
     app.include_router(documents.router)
     app.include_router(live_documents.router)  # below the others: an id may look like a path
+    app.include_router(search.router)
     app.include_router(sagas.router)
     app.include_router(health.router)
     problems.install(app)
@@ -116,7 +130,10 @@ async def lifespan(
     app.state.sagas = Sagas(ledger=ledger, calls=ledger_calls)
     endings.start()
     try:
-        with live_reads(settings, servers, ledger) as app.state.live_documents:
+        with (
+            live_reads(settings, servers, ledger) as app.state.live_documents,
+            searches(settings, servers) as app.state.searches,
+        ):
             yield
     finally:
         await endings.stop()
@@ -144,6 +161,24 @@ def live_reads(settings: Settings, servers: Endpoints, ledger: Ledger) -> Iterat
             threads.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def searches(settings: Settings, servers: Endpoints) -> Iterator[Searches]:
+    """Searches, with clients and threads of their own."""
+    threads = ThreadPoolExecutor(SEARCH_THREADS, "searches")
+    calls = BoundedCalls(executor=threads, bound_s=SEARCH_BOUND_S)
+    with ExitStack() as clients:
+
+        def connect() -> Searcher:
+            from apex_dagster.composition import searching
+
+            return clients.enter_context(searching(settings, servers))
+
+        try:
+            yield Searches(searcher=threads.submit(connect), calls=calls)  # as live reads do
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+
 def _extractor(settings: Settings) -> Extractor:
     """For its rules only: a document that needs a model is extracted elsewhere."""
     return Extractor.default(
@@ -162,7 +197,13 @@ def openapi(app: FastAPI, *, keys: bool) -> dict[str, Any]:
         schema = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
-        models = (schemas.Document, schemas.Ingested, schemas.Line, schemas.Problem)
+        models = (
+            schemas.Document,
+            schemas.Ingested,
+            schemas.Line,
+            schemas.Problem,
+            search_schemas.SearchRequest,
+        )
         _, definitions = models_json_schema(
             [(model, "validation") for model in models],
             ref_template="#/components/schemas/{model}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from http import HTTPStatus
 
 from fastapi import Request
@@ -26,16 +26,19 @@ def check_media_type(request: Request, accepted: Collection[str]) -> None:
         )
 
 
-async def read_body(request: Request, bytes_max: int) -> bytes:
+async def read_body(
+    request: Request, bytes_max: int, *, refusal: Callable[[int], Problem] | None = None
+) -> bytes:
     """The whole body. Raises Problem 413 as soon as it is known to be too large."""
+    refused = refusal or too_large
     stated = request.headers.get("content-length", "")
     if stated.isdigit() and int(stated) > bytes_max:
-        raise too_large(bytes_max)
+        raise refused(bytes_max)
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)
         if size > bytes_max:
-            raise too_large(bytes_max)
+            raise refused(bytes_max)
         parts.append(part)
     return b"".join(parts)
 

@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "api": ("apex_dagster.cli.api:api", "Serve POST /documents/ingest."),
         "key": ("apex_dagster.cli.key:key", "Make, list and revoke keys of the HTTP API."),
         "worker": ("apex_dagster.cli.worker:worker", "Keep warm processes that execute runs."),
+        "search": ("apex_dagster.cli.search:search", "Find what is live, by words and meaning."),
         "status": ("apex_dagster.cli.status:status", "Show how every document stands."),
         "saga": ("apex_dagster.cli.saga:saga", "Look at sagas, finish or undo them."),
         "quarantine": (

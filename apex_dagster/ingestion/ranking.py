@@ -34,6 +34,15 @@ class Outcome:
     took_ms: float = 0.0  # its store's time, and for looking up what is live
     reason: str | None = None  # why it did not answer
 
+    def as_json(self) -> dict[str, Any]:
+        """Without the candidates."""
+        return {
+            "answered": self.reason is None,
+            "reason": self.reason,
+            "took_ms": round(self.took_ms, 3),
+            "candidates": len(self.candidates),
+        }
+
 
 class Ranking:
     """The rankers of one search over one snapshot. Used as a context, and by one thread."""

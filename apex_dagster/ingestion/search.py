@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import structlog
@@ -34,6 +34,10 @@ from apex_dagster.stores.searching import (
 )
 
 log = structlog.get_logger(__name__)
+
+K_MAX = 100
+QUERY_CHARS_MAX = 1000
+FILTERS_MAX = 16
 
 VECTOR, GRAPH = "vector", "graph"
 RANKERS = (TEXT, VECTOR, GRAPH)
@@ -66,6 +70,20 @@ class Hit:
     chunk: FoundChunk
     shares: Mapping[str, Share]  # by ranker, of those that found it
 
+    def as_json(self, *, explain: bool) -> dict[str, Any]:
+        """Plain values."""
+        content = {
+            "document_id": self.ref.document_id,
+            "version": self.ref.version,
+            "saga_id": self.ref.saga_id,
+            "ordinal": self.ordinal,
+            **asdict(self.chunk),
+            "score": self.score,
+        }
+        if explain:
+            content["explanation"] = {name: asdict(share) for name, share in self.shares.items()}
+        return content
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
@@ -80,6 +98,20 @@ class Found:
     def degraded(self) -> dict[str, str]:
         """The rankers that did not answer, and why."""
         return {name: each.reason for name, each in self.rankers.items() if each.reason}
+
+    def as_json(self, *, explain: bool) -> dict[str, Any]:
+        """What `api/search_schemas.py` describes."""
+        content: dict[str, Any] = {
+            "hits": [hit.as_json(explain=explain) for hit in self.hits],
+            "degraded": self.degraded,
+        }
+        if explain:
+            content["explanation"] = {
+                "rankers": {name: each.as_json() for name, each in self.rankers.items()},
+                "reading_ms": round(self.reading_ms, 3),
+                "took_ms": round(self.took_ms, 3),
+            }
+        return content
 
 
 class Searcher:
@@ -104,10 +136,11 @@ class Searcher:
         """The best `search.k` chunks; fewer where there are not so many.
 
         A ranker whose store is down, or slower than `timeout_s`, is left out and reported. Raises
-        InvalidInput for a query that is too long for the embedding model; StoreUnavailable,
-        StoreConflict or OutcomeUnknown when PostgreSQL cannot be asked, without which nobody knows
-        what is live.
+        InvalidInput for a query that is blank, or too long, also for the embedding model;
+        StoreUnavailable, StoreConflict or OutcomeUnknown when PostgreSQL cannot be asked, without
+        which nobody knows what is live.
         """
+        _check(search.query)
         began = time.monotonic()
         rankers, unread = self._read(search)
         read = time.monotonic()
@@ -161,6 +194,17 @@ class Searcher:
         return VectorRanker(
             vectors=self._vectors, embedding=embedding, embedding_model=self._embedder.model
         )
+
+
+def _check(query: str) -> None:
+    if not query.strip():
+        raise InvalidInput("query: is blank")
+    if len(query) > QUERY_CHARS_MAX:
+        raise InvalidInput(
+            f"query: has {len(query)} characters, more than {QUERY_CHARS_MAX}; ask a shorter one"
+        )
+    if "\0" in query or any("\ud800" <= character <= "\udfff" for character in query):
+        raise InvalidInput("query: is no text: it holds a NUL, or bytes that are no UTF-8")
 
 
 def _heard(outcomes: Mapping[str, Outcome]) -> dict[str, Sequence[Candidate]]:

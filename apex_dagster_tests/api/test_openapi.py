@@ -10,8 +10,9 @@ from openapi_spec_validator import validate
 
 from apex_dagster_tests.api.requests import body_of, post
 from apex_dagster_tests.applications import assert_whole
+from apex_dagster_tests.ingestion.searchable import text_of
 
-INGEST, BATCH = "/documents/ingest", "/documents/ingest/batch"
+INGEST, BATCH, SEARCH = "/documents/ingest", "/documents/ingest/batch", "/search"
 READS = {
     "/documents": ({"200", "422", "503"}, "DocumentPage"),
     "/documents/{document_id}": ({"200", "304", "404", "422", "503"}, "LiveDocument"),
@@ -34,7 +35,7 @@ def test_the_description_is_valid_and_names_every_answer(description):
     validate(description)
     answers = set(description["paths"][INGEST]["post"]["responses"])
     assert answers == {"200", "409", "413", "415", "422", "429", "500", "503"}
-    others = {INGEST, BATCH, "/healthz", "/readyz", "/version"}
+    others = {INGEST, BATCH, SEARCH, "/healthz", "/readyz", "/version"}
     assert set(description["paths"]) == others | READS.keys()
     for path, (statuses, _) in READS.items():
         answers = description["paths"][path]["get"]["responses"]
@@ -95,6 +96,24 @@ def test_every_answer_is_as_described(client, driver, description, unique):
     lines = client.post(BATCH, content=body_of(unique) + b"\n{", headers=headers).iter_lines()
     for line in lines:
         check(description, "Line", json.loads(line))
+
+
+def test_searches_are_as_described(client, driver, description, unique):
+    operation = description["paths"][SEARCH]["post"]
+    assert set(operation["responses"]) == {"200", "413", "415", "422", "503"}
+    [content] = operation["responses"]["200"]["content"].values()
+    check(description, "SearchAnswer", content["example"])
+    metadata = {"source": "newsroom", "year": 2026, "checked": True}
+    moved = "Halcyon Shipping moved to Port Amaranth."
+    wanted = text_of(unique, moved, collection="news", metadata=metadata)
+    assert post(client, wanted.document.content).status_code == 200
+    for example in operation["requestBody"]["content"]["application/json"]["examples"].values():
+        check(description, "SearchRequest", example["value"])
+        answer = client.post(SEARCH, json=example["value"])
+        assert answer.status_code == 200, answer.text
+        check(description, "SearchAnswer", answer.json())
+        assert answer.json()["hits"]
+    check(description, "Problem", client.post(SEARCH, json={"query": ""}).json())
 
 
 def test_health_and_version(client):
