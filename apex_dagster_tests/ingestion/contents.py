@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from apex_dagster.chaos.fingerprints import expected, seen
+from apex_dagster.extraction.embed import MiniLmEmbedder
 from apex_dagster.extraction.extract import Extractor
 from apex_dagster.ingestion.ingest import Submission
 from apex_dagster.records import Extraction
@@ -24,6 +25,7 @@ def edition(document_id: str, number: int, *, shared: str) -> Submission:
         chunks=1 + number % 4,
         entities=[{"name": name, "type": "place"} for name in (*names, own)],
         relations=[{"source": own, "target": name, "type": f"EDITION_{number}"} for name in names],
+        embedding_model=MiniLmEmbedder.model,  # so that searches compare with them
     )
 
 

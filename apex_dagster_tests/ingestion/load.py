@@ -8,12 +8,13 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from apex_dagster.chaos.history import Pivot, Read
 from apex_dagster.chaos.pivots import pivots
 from apex_dagster.composition import Application
 from apex_dagster.extraction.content_hash import content_hash
+from apex_dagster.ingestion.ingest import Submission
 from apex_dagster.ingestion.read import DocumentReader
 from apex_dagster.saga.failpoints import SimulatedCrash, armed
 from apex_dagster.saga.states import Status
@@ -54,12 +55,21 @@ class Load:
         self.reads: list[Read] = []
         self.counts: Counter[str] = Counter()
         self._errors: list[BaseException] = []
+        self.submitted: dict[str, Submission] = {}  # by content hash
         self._content: dict[str, dict[str, str]] = {}  # content hash -> fingerprints
         self._editions = itertools.count(1)
         self._stop = threading.Event()
 
-    def run(self, readers: Sequence[DocumentReader], *, writers: int, seconds: float) -> None:
-        """For so long, and until everything has happened at least once.
+    def run(
+        self,
+        readers: Sequence[DocumentReader],
+        *,
+        writers: int,
+        seconds: float,
+        others: Sequence[Callable[[], None]] = (),
+    ) -> None:
+        """For so long, and until everything has happened at least once; each of `others` is called
+        again and again meanwhile.
 
         Raises what any of the threads could not cope with.
         """
@@ -67,7 +77,7 @@ class Load:
             self._write(document_id)
         jobs: list[Callable[[], None]] = [lambda r=reader: self._read(r) for reader in readers]
         jobs += [self._write_with_faults, *[self._write_any] * (writers - 1)]
-        jobs += [self._recover, self._sweep]
+        jobs += [self._recover, self._sweep, *others]
         threads = [threading.Thread(target=self._until_stopped, args=[job]) for job in jobs]
         for thread in threads:
             thread.start()
@@ -83,9 +93,9 @@ class Load:
         assert self._was_eventful(), self.counts
         self._drain()
 
-    def pivots(self) -> list[Pivot]:
-        """What became live and when."""
-        return pivots(self.app.ledger, self._content)
+    def pivots(self, content: Mapping[str, Mapping[str, str]] | None = None) -> list[Pivot]:
+        """What became live and when; `content` has other fingerprints, by content hash."""
+        return pivots(self.app.ledger, content or self._content)
 
     def _was_eventful(self) -> bool:
         return all(self.counts[event] for event in EVENTS)
@@ -110,6 +120,7 @@ class Load:
 
     def _write(self, document_id: str) -> None:
         one = edition(document_id, next(self._editions), shared=self.shared)
+        self.submitted[content_hash(one.document)] = one
         self._content[content_hash(one.document)] = dict(submitted(one))
         for _ in range(random.choice((1, 1, 1, 2))):  # now and then the same content again
             # A name of its own, or its next ingest would renew what a crash has left behind.
