@@ -57,6 +57,9 @@ class HttpFrontDoor:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="callers", daemon=True)
         self._client: httpx.AsyncClient | None = None
+        # Callers wait here rather than for one of the client's connections: each of its requests
+        # looks through all that wait, and after an outage that took all the time of its thread.
+        self._room = asyncio.Semaphore(_CONNECTIONS_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
         self._supervisor = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
         self._closing = threading.Event()
@@ -118,9 +121,10 @@ class HttpFrontDoor:
         while True:
             self._callers.sent([offer])
             try:
-                response = await self._client.post(
-                    self._url, content=offer.document.content, headers=headers
-                )
+                async with self._room:
+                    response = await self._client.post(
+                        self._url, content=offer.document.content, headers=headers
+                    )
                 body = response.json()
             except (httpx.TransportError, ValueError):
                 await asyncio.sleep(_AGAIN_AFTER_S)
