@@ -7,7 +7,7 @@ and a request each ask for the application and get the same one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
@@ -22,6 +22,8 @@ from apex_dagster.ingestion.search import Searcher
 from apex_dagster.ingestion.sources import Sources
 from apex_dagster.ingestion.steps import Extractions, StoreStep
 from apex_dagster.migrations.migrate import migrate
+from apex_dagster.observability.alerts import Alerts, Tell
+from apex_dagster.observability.delivery import to_log, to_slack, to_webhook
 from apex_dagster.saga.admission import Admission
 from apex_dagster.saga.breaker import BreakerPolicy, Breakers
 from apex_dagster.saga.compensation import Compensation
@@ -51,6 +53,8 @@ class Application:
     stores: Mapping[str, AuditedStore]  # by name, in the order of the saga
     ingestion: Ingestion
     reconciler: Reconciler
+    alerts: Alerts
+    tell: Sequence[Tell]  # how alerts are told
     reader: DocumentReader
     searcher: Searcher
     sources: Sources
@@ -143,6 +147,14 @@ def build(
             sweep_orphans=in_order[0].sweep_orphans,
         ),
         reconciler=Reconciler(engine, stores, extractions, grace_s=settings.grace_s),
+        alerts=Alerts(
+            ledger,
+            window_s=settings.alert_window_s,
+            bound_s=settings.saga_bound_s,
+            repeat_s=settings.alert_repeat_s,
+            down=breakers.down,
+        ),
+        tell=_tell(settings),
         reader=_reader(settings, in_order),
         searcher=_searcher(settings, in_order),
         sources=Sources(inbox, document_bytes_max=settings.document_bytes_max),
@@ -252,6 +264,15 @@ def _breakers(settings: Settings, ledger: Ledger, stores: Mapping[str, AuditedSt
         ramp_s=settings.admission_ramp_s,
     )
     return Breakers(ledger, {name: store.ping for name, store in stores.items()}, policy=policy)
+
+
+def _tell(settings: Settings) -> list[Tell]:
+    tell: list[Tell] = [to_log]
+    if url := settings.alert_webhook_url:
+        tell.append(to_webhook(url.get_secret_value()))
+    if url := settings.alert_slack_url:
+        tell.append(to_slack(url.get_secret_value()))
+    return tell
 
 
 def _extractor(settings: Settings) -> Extractor:

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from apex_dagster.defs.alert_sensor import alert_sensor
 from apex_dagster.defs.assets import documents
 from apex_dagster.defs.jobs import compensate_documents, ingest_documents
 from apex_dagster.defs.reconcile import reconcile_schedule, reconcile_stores, stores_agree
@@ -17,6 +18,12 @@ defs = dg.Definitions(
     asset_checks=[stores_agree],
     jobs=[ingest_documents, compensate_documents, reconcile_stores],
     schedules=[reconcile_schedule],
-    sensors=[inbox_sensor, recovery_sensor, failed_run_sensor, cancelled_run_sensor],
+    sensors=[
+        inbox_sensor,
+        recovery_sensor,
+        failed_run_sensor,
+        cancelled_run_sensor,
+        alert_sensor,
+    ],
     resources=resources_from_environment(),
 )

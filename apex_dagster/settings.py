@@ -138,6 +138,22 @@ class Settings(BaseSettings):
         7 * 86400.0, gt=0, description="Idempotency keys and their answers are kept so long."
     )
 
+    # Alerts
+    alert_window_s: float = Field(
+        300.0,
+        gt=0,
+        description="Rates and percentiles are of the sagas opened so long ago at most.",
+    )
+    alert_repeat_s: float = Field(
+        4 * 3600.0, gt=0, description="What goes on firing is told again after so long."
+    )
+    alert_webhook_url: SecretStr | None = Field(
+        None, description="Alerts are posted there as JSON."
+    )
+    alert_slack_url: SecretStr | None = Field(
+        None, description="Alerts are posted there as messages in Slack's format."
+    )
+
     # How runs are executed
     workers: int = Field(
         2, ge=0, le=64, description="Warm processes that execute runs; 0: none, see the next one."

@@ -45,6 +45,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "apex_dagster.cli.chaos:chaos",
             "Ingest while servers and processes are killed, and check every promise.",
         ),
+        "alert": ("apex_dagster.cli.alert:alert", "See what fires, and test how it is told."),
         "metrics": ("apex_dagster.cli.metrics:metrics", "Print metrics for Prometheus."),
         "migrate": (
             "apex_dagster.cli.migrate:migrate",

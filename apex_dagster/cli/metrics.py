@@ -7,6 +7,7 @@ import click
 from apex_dagster.cli.connect import connected_ledger
 from apex_dagster.cli.exit_codes import HELP
 from apex_dagster.observability.metrics import render_metrics
+from apex_dagster.saga.breaker import BreakerPolicy, Breakers
 from apex_dagster.settings import Settings
 
 
@@ -14,9 +15,15 @@ from apex_dagster.settings import Settings
 def metrics() -> None:
     """Print metrics in Prometheus' text format.
 
-    Open sagas by status and age, overdue ones, and how long recoveries took: read from the ledger
-    at this moment.
+    Open sagas by status and age, overdue ones, how long recoveries took, outcomes and latencies of
+    late, and which stores are up: read from the ledger at this moment.
     """
     settings = Settings()
     with connected_ledger(settings) as ledger:
-        click.echo(render_metrics(ledger, bound_s=settings.saga_bound_s).decode(), nl=False)
+        figures = render_metrics(
+            ledger,
+            bound_s=settings.saga_bound_s,
+            window_s=settings.alert_window_s,
+            down=Breakers(ledger, {}, policy=BreakerPolicy()).down,
+        )
+    click.echo(figures.decode(), nl=False)

@@ -12,6 +12,7 @@ from apex_dagster_tests.conftest import run_sql
 
 TABLES = {
     "alembic_version",
+    "alert",
     "api_key",
     "audit_anchor",
     "audit_head",

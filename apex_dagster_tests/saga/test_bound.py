@@ -145,7 +145,9 @@ def test_metrics_are_what_prometheus_reads(app: Application, shell: Shell, uniqu
     let_pass(app, leave(app, f"{unique}-1"), timedelta(minutes=10))
     app.ingestion.recovery.recover(owner="recovery")
     let_pass(app, leave(app, f"{unique}-2", "pivoted"), timedelta(minutes=10))
-    samples = sampled(render_metrics(app.ledger, bound_s=BOUND_S).decode())
+    samples = sampled(
+        render_metrics(app.ledger, bound_s=BOUND_S, window_s=300.0, down=app.breakers.down).decode()
+    )
     assert samples["apex_overdue_sagas", ""] == 1
     assert samples["apex_open_sagas", "unpublished"] == 1
     assert samples["apex_open_sagas", "in_progress"] == 0
