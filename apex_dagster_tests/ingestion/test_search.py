@@ -174,7 +174,23 @@ def test_backslashes_and_quotes_are_words_like_any_other(app: Application, uniqu
 
 def test_a_query_longer_than_the_model_reads_is_refused(app: Application) -> None:
     with pytest.raises(InvalidInput, match="query: a text of"):
-        find(app, "word " * 300)
+        find(app, "12 " * 300)
+
+
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ("", "blank"),
+        (" ", "blank"),
+        ("a\0", "no text"),
+        ("\udc80", "no text"),
+        ("a" * 1001, "1001"),
+    ],
+    ids=["empty", "blank", "NUL", "half a character", "long"],
+)
+def test_what_is_no_query_is_refused(app: Application, query: str, reason: str) -> None:
+    with pytest.raises(InvalidInput, match=f"query: .*{reason}"):
+        find(app, query)
 
 
 # -- what it must not find ---------------------------------------------------------------------
