@@ -7,19 +7,38 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from apex_dagster.composition import build
+from apex_dagster.errors import TransientError
 from apex_dagster.ingestion.sample_drop import FOLDER
 from apex_dagster.ingestion.search import RANKERS, Search, Searcher
+from apex_dagster.ingestion.sources import SAMPLES
 from apex_dagster.samples import JudgedQuestion, judged_questions
+from apex_dagster.settings import Endpoints, Settings
 from apex_dagster.stores.searching import SearchFilter
 
 DOCUMENTS = 10
 _CHUNKS = 100  # enough of them for ten documents
+_PATIENCE_S = 60.0  # a ranker that is late must not count as one that finds nothing
 WAYS: Mapping[str, Sequence[str]] = {"hybrid": RANKERS} | {name: (name,) for name in RANKERS}
+
+
+def measure_samples(settings: Settings, servers: Endpoints) -> dict[str, Any]:
+    """Ingest the sample corpus, then `measure`."""
+    patient = settings.model_copy(update={"search_timeout_s": _PATIENCE_S})
+    app = build(patient, servers)
+    try:
+        app.ingestion.ingest(app.sources.read([SAMPLES]), owner="bench")
+        return measure(app.searcher)
+    finally:
+        app.close()
 
 
 def measure(searcher: Searcher) -> dict[str, Any]:
     """Mean nDCG@10 over the sample corpus, which has been ingested, for the hybrid and each ranker
-    alone: in all, by kind of question, and question by question."""
+    alone: in all, by kind of question, and question by question.
+
+    Raises TransientError when a ranker does not answer.
+    """
     questions = judged_questions()
     rows = [
         {
@@ -59,6 +78,8 @@ def _judged(searcher: Searcher, question: JudgedQuestion, way: Sequence[str]) ->
         rankers=way,
     )
     found = searcher.search(search)
+    if found.degraded:
+        raise TransientError(f"not all rankers answer: {found.degraded}")
     # The first of its chunks is a document's place.
     documents = dict.fromkeys(hit.ref.document_id for hit in found.hits)
     return ndcg([each.removeprefix(f"{FOLDER}/") for each in documents], question.relevant)

@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 
-from apex_dagster.bench import http_load
+from apex_dagster.bench import http_load, relevance
 from apex_dagster.bench.bodies import numbered, templates
 from apex_dagster.bench.corpus import Corpus, Shape
 from apex_dagster.bench.file_load import measure_files
@@ -66,6 +66,8 @@ def run_suite(
     """All figures; `summary` has those that are compared from version to version."""
     servers = endpoints(settings)
     results: dict[str, Any] = {"environment": _environment(extent, seed)}
+    say("relevance of searches over the sample corpus")
+    results["relevance"] = relevance.measure_samples(settings, servers)
     results["writes"] = {
         str(documents): _writes(settings, servers, extent, documents, seed=seed, say=say)
         for documents in extent.batches_of
@@ -210,6 +212,7 @@ def _summary(results: Mapping[str, Any]) -> dict[str, float]:
         "files_documents_per_s": results["files"]["documents_per_s"],
         "recovery_s": results["recovery"]["last_ended_s"],
         "growth_cost_ratio": results["growth"]["cost_ratio"],
+        **{f"ndcg10_{way}": value for way, value in results["relevance"]["ndcg10"].items()},
     }
     if peer := results.get("peer"):
         summary["ratio_to_lightrag"] = saturated / peer["documents_per_s"]

@@ -43,7 +43,8 @@ def bench(
 ) -> None:
     """Measure on real stores, started for it in an empty folder and removed at the end.
 
-    Prepared documents (8 chunks with embeddings, 15 entities, 12 relations): batches with the saga
+    How well searches rank the sample corpus, by questions judged by hand. Then prepared documents
+    (8 chunks with embeddings, 15 entities, 12 relations): batches with the saga
     and without it, then through POST /documents/ingest at fixed rates and saturated, then with all
     workers killed, and batches once more over what is stored by then: about 100,000 documents.
     About 45 minutes on two cores; figures are medians.
@@ -94,8 +95,16 @@ def _show(results: dict[str, Any]) -> None:
         rate = f"{median['documents_per_s']:.1f}"
         rows.add_row(name, f"{median['documents']:.0f}", rate, *figures, answers)
     console().print(rows)
+    _show_relevance(results["relevance"])
     for name, value in results["summary"].items():
         console().print(f"{name} {value:.3f}")
+
+
+def _show_relevance(relevance: dict[str, Any]) -> None:
+    rows = table("questions, nDCG@10", *relevance["ndcg10"])
+    for kind, means in (*relevance["by_kind"].items(), ("all", relevance["ndcg10"])):
+        rows.add_row(kind, *(f"{value:.3f}" for value in means.values()))
+    console().print(rows)
 
 
 def _show_writes(writes: dict[str, Any]) -> None:
