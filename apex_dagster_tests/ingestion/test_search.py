@@ -120,6 +120,17 @@ def test_the_graph_finds_who_is_related_and_prefers_who_is_named(
     assert ids(find(app, f"What about Ada {unique}?", "graph")) == order
 
 
+def test_of_names_within_names_the_longest_counts(app: Application, unique: str) -> None:
+    short, long = f"Alder {unique}", f"Port Alder {unique}"
+    ingest(
+        app,
+        text_of(f"{unique}-short", "A tree.", entities=[person(short)]),
+        text_of(f"{unique}-long", "A harbour.", entities=[person(long)]),
+    )
+    assert ids(find(app, f"the mayor of Port Alder {unique}", "graph")) == [f"{unique}-long"]
+    assert ids(find(app, f"the mayor of Alder {unique}", "graph")) == [f"{unique}-short"]
+
+
 def test_a_relation_counts_only_while_what_says_so_is_live(app: Application, unique: str) -> None:
     ada, bo = person(f"Ada {unique}"), person(f"Bo {unique}")
     knows = [{"source": ada["name"], "target": bo["name"], "type": "KNOWS"}]
@@ -166,9 +177,9 @@ def test_no_query_is_read_as_something_else(app: Application, unique: str, query
 
 
 def test_backslashes_and_quotes_are_words_like_any_other(app: Application, unique: str) -> None:
-    path = r"See C:\ships\log and O'Brien's file 1911/388."
+    path = r"See C:\ships\log and O'Brien's file 1911/388 at example.com/a'b?c='d'."
     ingest(app, text_of(unique, path), text_of(f"{unique}-2", BAKERY))
-    for query in ("1911/388", "O'Brien", r"C:\ships\log"):
+    for query in ("1911/388", "O'Brien", r"C:\ships\log", "example.com/a'b?c='d'"):
         assert ids(find(app, query, "text")) == [unique]
 
 
