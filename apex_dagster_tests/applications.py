@@ -36,6 +36,7 @@ QUICK = {
     "document_retry_s_max": 0.4,
     "lease_s": 30.0,
     "grace_s": 0.0,
+    "search_timeout_s": 9.0,  # patience, as a ranker that is late is missing: a fresh Neo4j is slow
 }
 
 

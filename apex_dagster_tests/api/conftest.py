@@ -23,6 +23,7 @@ from apex_dagster.composition import Application
 from apex_dagster.saga.pending import claim_pending
 from apex_dagster.saga.wakeup import PENDING, Listener
 from apex_dagster.settings import Endpoints
+from apex_dagster_tests.applications import QUICK
 
 START_TIMEOUT_S = 120.0
 ANSWER_TIMEOUT_S = 120.0
@@ -125,7 +126,8 @@ def start_api(
 ) -> Iterator[StartApi]:
     started: list[ApiProcess] = []
     names = {"qdrant_collection": qdrant_collection, "redis_prefix": redis_prefix}
-    own = {"home": tmp_path} | names | addresses(endpoints)
+    own = {"home": tmp_path, "search_timeout_s": QUICK["search_timeout_s"]}
+    own |= names | addresses(endpoints)
 
     def start(*options: str, **settings: object) -> ApiProcess:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("APEX_")}

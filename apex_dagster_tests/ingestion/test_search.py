@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -118,6 +117,18 @@ def test_the_graph_finds_who_is_related_and_prefers_who_is_named(
     )
     order = [f"{unique}-both", f"{unique}-near", f"{unique}-far"]
     assert ids(find(app, f"What about Ada {unique}?", "graph")) == order
+
+
+def test_who_relates_two_is_before_who_mentions_both(app: Application, unique: str) -> None:
+    ada, bo = person(f"Ada {unique}"), person(f"Bo {unique}")
+    knows = [{"source": ada["name"], "target": bo["name"], "type": "KNOWS"}]
+    said = f"{ada['name']} and {bo['name']}."
+    ingest(
+        app,
+        text_of(f"{unique}-a", said, entities=[ada, bo]),
+        text_of(f"{unique}-b", said, entities=[ada, bo], relations=knows),
+    )
+    assert ids(find(app, f"Ada {unique}", "graph")) == [f"{unique}-b", f"{unique}-a"]
 
 
 def test_of_names_within_names_the_longest_counts(app: Application, unique: str) -> None:
@@ -349,26 +360,24 @@ def test_a_store_that_is_frozen_costs_a_search_no_more_than_its_time(
     ingest(app, text_of(unique, BAKERY, entities=[person(f"Ada {unique}")]))
     server.freeze()
     try:
-        began = time.monotonic()
         found = app.searcher.search(Search(query=f"caraway bread Ada {unique}"))
-        spent_s = time.monotonic() - began
     finally:
         server.thaw()
     assert found.degraded == {"vector": "qdrant gave no answer within 2 s"}
     assert ids(found) == [unique]
-    assert 2.0 <= spent_s < 9.0  # the client's own time-out is 10 s
+    assert 2000 <= found.took_ms < 9000  # the client's own time-out is 10 s
 
 
 def test_full_text_that_takes_too_long_is_left_out_and_the_snapshot_stays(
     build_application: BuildApplication, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    app = build_application(search_timeout_s=1.0)
+    app = build_application(search_timeout_s=4.0)
     ingest(app, text_of(unique, BAKERY, entities=[person(f"Ada {unique}")]))
     slow = dict(postgres_search._SQL) | {"rank_text": "SELECT pg_sleep(60)"}
     app.searcher.search(Search(query="caraway"))  # loads the models
     monkeypatch.setattr(postgres_search, "_SQL", slow)
     found = app.searcher.search(Search(query=f"caraway bread Ada {unique}"))
-    assert found.degraded == {"text": "postgres gave no answer within 1 s"}
+    assert found.degraded == {"text": "postgres gave no answer within 4 s"}
     assert ids(found) == [unique]
 
 
