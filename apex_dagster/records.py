@@ -12,7 +12,7 @@ from typing import Any, NewType
 import numpy as np
 from numpy.typing import NDArray
 
-SagaId = NewType("SagaId", str)  # "ingest_{document_id}_{16 hex digits}"
+SagaId = NewType("SagaId", str)  # "ingest_{document_id}_{16 hex digits}", or "delete_..."
 
 _ITEM_NAMESPACE = uuid.UUID("6f0f6f5e-2b0c-5d1f-9a43-6a1a0c2b9f11")
 
@@ -114,6 +114,19 @@ class Publication:
 
     ref: VersionRef
     replaced: VersionRef | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removal:
+    """A deletion that has passed its pivot. Every version of the document that is older than it,
+    not only `removed`, can never be live again."""
+
+    ref: VersionRef  # of the deletion itself, whose version number is higher than all of these
+    removed: VersionRef | None = None  # what was live until then
+
+
+# What a pivot leaves to be told to the stores.
+Change = Publication | Removal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

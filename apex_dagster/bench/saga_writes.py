@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from apex_dagster.bench.stopwatch import Stopwatch
 from apex_dagster.composition import build
 from apex_dagster.errors import ApexError
 from apex_dagster.ingestion.ingest import Submission
-from apex_dagster.records import Document, Extraction, Publication, Receipt, SagaId, VersionRef
+from apex_dagster.records import (
+    Document,
+    Extraction,
+    Publication,
+    Receipt,
+    Removal,
+    SagaId,
+    VersionRef,
+)
 from apex_dagster.saga.ledger import Ledger, Transaction
 from apex_dagster.saga.saga import Saga
 from apex_dagster.saga.states import Status
@@ -83,6 +92,15 @@ class _TimedStep:
     def publish(self, publications: Sequence[Publication]) -> None:
         with self._stopwatch.part(f"publish_{self._store}"):
             self._step.publish(publications)
+
+    def inventory(self, removals: Sequence[Removal]) -> Mapping[SagaId, Mapping[str, Any]]:
+        return self._step.inventory(removals)
+
+    def remove(self, removals: Sequence[Removal]) -> Mapping[SagaId, int]:
+        return self._step.remove(removals)
+
+    def read_back(self, removals: Sequence[Removal]) -> Mapping[SagaId, Mapping[str, int]]:
+        return self._step.read_back(removals)
 
     def undo(self, refs: Sequence[VersionRef]) -> Mapping[SagaId, int]:
         return self._step.undo(refs)

@@ -77,6 +77,11 @@ def what_now(saga: Saga, *, now: datetime, due_at: datetime | None = None) -> st
     has run out is decided by the database's clock when it is taken over. `due_at`: when it is to be
     tried again, if it is."""
     if saga.status is Status.COMPLETED and saga.published_at is not None:
+        if saga.deletes:
+            return (
+                "Nothing: the document is in no store any more; "
+                f"`apex receipt show {saga.saga_id}` tells what was removed."
+            )
         return "Nothing: the version went live in all four stores."
     if saga.status is Status.COMPENSATED:
         return _after_compensation(saga, due_at)
@@ -121,6 +126,8 @@ def _after_compensation(saga: Saga, due_at: datetime | None) -> str:
             "all stores are up; `apex saga recover` does so then where Dagster does not run."
         )
     error_class = (saga.error or {}).get("class")
+    if saga.deletes and error_class != "superseded":
+        return done + "Delete the document once more."
     if error_class == "superseded":
         return done + "Nothing: what is live overrules it."
     if error_class in QUARANTINED:

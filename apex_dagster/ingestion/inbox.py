@@ -4,8 +4,9 @@ A file stays where it was dropped until the ledger says how its documents ended.
 `processed/` or, with a `.reason.json` beside it, to `quarantine/`, both inside the inbox. While one
 of its documents is to be tried again it stays. What is in `quarantine/` moves on when its documents
 leave the ledger's quarantine: released and completed to `processed/`; dropped, it is deleted, and
-the reason stays. A sidecar (`sidecar.py`) is part of its file. The ledger, not the file system,
-remembers what is done, so a crash loses nothing and takes nothing twice.
+the reason stays. When all its documents are deleted so is the file, in `processed/` too. A sidecar
+(`sidecar.py`) is part of its file. The ledger, not the file system, remembers what is done, so a
+crash loses nothing and takes nothing twice.
 """
 
 from __future__ import annotations
@@ -76,6 +77,11 @@ class Inbox:
             uri, body_hash = source["source_uri"], source["body_hash"]
             if _is_in_hand(source) or not uri.startswith(SCHEME):
                 continue
+            if all(saga["deleted"] for saga in source["sagas"]):
+                self._delete(uri, body_hash)
+                ledger.settle_source(uri, body_hash)
+                moved[uri] = ERASED
+                continue
             target = _destination(source["sagas"])
             if target is None:
                 continue
@@ -115,6 +121,19 @@ class Inbox:
             _reason_beside(path).write_text(text + "\n", encoding="utf-8")
         log.info("file_put_away", source_uri=uri, target=target)
 
+    def _delete(self, uri: str, body_hash: str) -> None:
+        """Delete a file whose documents are deleted, wherever it lies. If it is in `processed/`,
+        what lies in the inbox under its name was dropped since, and has its own turn."""
+        relative = self.path(uri).relative_to(self.folder.resolve())
+        away = self.folder.resolve() / PROCESSED / relative
+        done = [path for path in (away, *numbered(away)) if _holds(path, body_hash)]
+        waiting = self.find(uri, body_hash)
+        for path in done or ([waiting] if waiting else []):
+            path.unlink()  # first: without its sidecar it would be another submission
+            sidecar_of(path).unlink(missing_ok=True)
+            _reason_beside(path).unlink(missing_ok=True)
+            log.info("file_deleted", source_uri=uri)
+
     def find(self, uri: str, body_hash: str) -> Path | None:
         """Where the file with this content lies: in the inbox, or in quarantine, there perhaps
         under the next free name."""
@@ -122,7 +141,7 @@ class Inbox:
         relative = path.relative_to(self.folder.resolve())
         away = self.folder.resolve() / QUARANTINE / relative
         for candidate in (path, away, *numbered(away)):
-            if candidate.is_file() and hash_of(candidate) == body_hash:
+            if _holds(candidate, body_hash):
                 return candidate
         return None
 
@@ -147,6 +166,10 @@ class Inbox:
                     mtime_ns=status.st_mtime_ns,
                     sidecar=_sidecar_signature(path),
                 )
+
+
+def _holds(path: Path, body_hash: str) -> bool:
+    return path.is_file() and hash_of(path) == body_hash
 
 
 def _sidecar_signature(path: Path) -> str:

@@ -27,6 +27,7 @@ from apex_dagster.saga.opening import (
     Opened,
     Opening,
     Refused,
+    deletion,
     open_sagas,
     open_successors,
     used_up_restarts,
@@ -59,6 +60,13 @@ class Submission:
     body_hash: str | None = None  # of the file it came in; default: of the document's content
     rejection: str | None = None
     extraction: Extraction | None = None  # of a document that comes with one; else extracted here
+    deletes: bool = False  # the document is to be deleted; nothing but its id counts
+
+    @classmethod
+    def deletion(cls, document_id: str, *, client: str = "shell") -> Submission:
+        """The wish that a document be deleted."""
+        document = Document(document_id=document_id, name="", content=b"")
+        return cls(document=document, client=client, deletes=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +125,8 @@ class Ingestion:
     ) -> Batch:
         """Make a ledger row for each document, then claim them.
 
-        Of two submissions of one document in a batch the later wins. Content that is under way in
+        Of two submissions of one document in a batch the later wins. To delete what was never
+        submitted leads to no saga. Content that is under way in
         a saga nobody drives any more (or that `dead_owner` drove) is taken over.
         """
         newest = {s.document.document_id: s for s in submissions}
@@ -296,6 +305,8 @@ class Ingestion:
 
 def _opening(submission: Submission) -> Opening:
     document, extraction = submission.document, submission.extraction
+    if submission.deletes:
+        return deletion(document.document_id, client=submission.client)
     return Opening(
         document=document,
         content_hash=extraction.content_hash if extraction else content_hash(document),
@@ -310,7 +321,7 @@ def _losers(failed: Sequence[Saga]) -> list[Saga]:
 
 
 def _sagas(opened: Sequence[Opened | Refused], disposition: str) -> list[Saga]:
-    # Nothing is refused here: files have neither keys nor versions that they expect.
+    # Files have neither keys nor versions that they expect, so only a deletion may be refused.
     taken = [one for one in opened if isinstance(one, Opened)]
     return [one.saga for one in taken if one.disposition == disposition]
 

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from threading import Lock
+from typing import Any
 
 from apex_dagster.errors import ApexError, DocumentRejected, StoreRejected
 from apex_dagster.ingestion.codec import unpack
-from apex_dagster.records import Extraction, Publication, Receipt, SagaId, StagedVersion, VersionRef
+from apex_dagster.records import (
+    Extraction,
+    Publication,
+    Receipt,
+    Removal,
+    SagaId,
+    StagedVersion,
+    VersionRef,
+)
 from apex_dagster.saga.ledger import Ledger
 from apex_dagster.stores.protocol import Store
 
@@ -89,6 +98,31 @@ class StoreStep:
     def publish(self, publications: Sequence[Publication]) -> None:
         """Mark versions live."""
         self.store.publish(publications)
+
+    def inventory(self, removals: Sequence[Removal]) -> Mapping[SagaId, Mapping[str, Any]]:
+        """Counts and digests of what deletions will remove."""
+        removed = [removal.removed for removal in removals if removal.removed]
+        counts = self.store.holdings(removed) if removed else {}
+        return {removal.ref.saga_id: self._held(removal.removed, counts) for removal in removals}
+
+    def _held(self, ref: VersionRef | None, counts: Mapping[SagaId, int]) -> Mapping[str, Any]:
+        if ref is None:
+            return {"items": 0}
+        held = {"version": ref.version, "items": counts[ref.saga_id]}
+        digest = self.store.digest(ref.document_id, ref.version)
+        return held | ({"digest": digest} if digest else {})
+
+    def remove(self, removals: Sequence[Removal]) -> Mapping[SagaId, int]:
+        """Remove deleted documents."""
+        try:
+            return self.store.remove(removals)
+        except StoreRejected:
+            self.store.prepare()  # as for an undo
+            return self.store.remove(removals)
+
+    def read_back(self, removals: Sequence[Removal]) -> Mapping[SagaId, Mapping[str, int]]:
+        """What is still shown of deleted documents."""
+        return self.store.read_back(removals)
 
     def undo(self, refs: Sequence[VersionRef]) -> Mapping[SagaId, int]:
         """Remove what was staged."""

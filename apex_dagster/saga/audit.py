@@ -37,6 +37,8 @@ _CHECKS: Mapping[str, str] = {
     "renamed_sagas": "saga_state",
     "misplaced_pointers": "documents",
     "misplaced_originals": "quarantine",
+    "kept_originals": "extraction",
+    "misplaced_receipts": "deletion_receipt",
 }
 
 

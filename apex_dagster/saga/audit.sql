@@ -172,7 +172,8 @@ SELECT s.document_id, s.saga_id,
        format('%%s, version %%s', s.document_id, s.version) AS found
 FROM apex.saga_event e JOIN apex.saga_state s USING (saga_id)
 WHERE e.event = 'saga_opened'
-  AND (e.detail ->> 'document_id' <> s.document_id OR (e.detail ->> 'version')::integer <> s.version)
+  AND (e.detail ->> 'document_id' <> s.document_id OR (e.detail ->> 'version')::integer <> s.version
+       OR coalesce(e.detail ->> 'kind', 'ingest') <> s.kind)
 LIMIT %(limit)s
 
 -- misplaced_pointers --
@@ -181,7 +182,7 @@ LIMIT %(limit)s
 WITH pivot AS (
     SELECT coalesce(o.detail ->> 'document_id', s.document_id) AS document_id, e.saga_id, s.content_hash,
            coalesce((o.detail ->> 'version')::integer, s.version) AS version,
-           e.detail ->> 'replaces_saga_id' AS replaced
+           o.detail ->> 'kind' = 'delete' AS deletes, e.detail ->> 'replaces_saga_id' AS replaced
     FROM apex.saga_event e
     LEFT JOIN apex.saga_event o ON o.saga_id = e.saga_id AND o.event = 'saga_opened'
     LEFT JOIN apex.saga_state s ON s.saga_id = e.saga_id
@@ -196,8 +197,18 @@ SELECT document_id, o.saga_id, format('version %%s live', o.version) AS expected
             THEN format('version %%s with another content hash, or %%s', o.version, d.ingestion_status)
             ELSE format('version %%s of %%s live', d.live_version, d.live_saga_id) END AS found
 FROM (SELECT * FROM ordered WHERE is_last) o LEFT JOIN apex.documents d USING (document_id)
-WHERE (d.live_saga_id, d.live_version, d.content_hash, d.ingestion_status)
+WHERE o.deletes IS NOT TRUE
+  AND (d.live_saga_id, d.live_version, d.content_hash, d.ingestion_status)
       IS DISTINCT FROM (o.saga_id, o.version, o.content_hash, 'committed')
+UNION ALL
+SELECT document_id, o.saga_id, format('no live version, as of deletion %%s', o.version),
+       CASE WHEN d.live_saga_id IS NOT NULL
+            THEN format('version %%s of %%s live', d.live_version, d.live_saga_id)
+            ELSE format('deletion %%s, %%s', coalesce(d.tombstone_saga_id, 'none'), d.ingestion_status) END
+FROM (SELECT * FROM ordered WHERE is_last) o LEFT JOIN apex.documents d USING (document_id)
+WHERE o.deletes
+  AND (d.live_saga_id, d.tombstone_saga_id, d.tombstone_version, d.ingestion_status, d.deleted_at IS NULL)
+      IS DISTINCT FROM (NULL::text, o.saga_id, o.version, 'deleted', false)
 UNION ALL
 SELECT document_id, live_saga_id, 'no live version', format('version %%s live', live_version)
 FROM apex.documents d
@@ -206,6 +217,29 @@ UNION ALL
 SELECT document_id, saga_id, format('a pivot that replaces %%s', coalesce(previous, 'nothing')),
        format('one that replaces %%s', coalesce(replaced, 'nothing'))
 FROM ordered WHERE replaced IS DISTINCT FROM previous
+LIMIT %(limit)s
+
+-- misplaced_receipts --
+-- A deletion whose removal is over has the receipt that its last event names, and no other has one.
+SELECT coalesce(s.document_id, r.document_id) AS document_id, coalesce(e.saga_id, r.saga_id) AS saga_id,
+       format('the receipt %%s', coalesce(e.detail ->> 'receipt_sha256', 'of a removal that is over')) AS expected,
+       coalesce(encode(sha256(r.body), 'hex'), 'nothing') AS found
+FROM (SELECT saga_id, detail FROM apex.saga_event
+      WHERE event = 'saga_published' AND detail ? 'receipt_sha256') e
+FULL JOIN apex.deletion_receipt r USING (saga_id)
+LEFT JOIN apex.saga_state s ON s.saga_id = e.saga_id
+WHERE encode(sha256(r.body), 'hex') IS DISTINCT FROM e.detail ->> 'receipt_sha256'
+LIMIT %(limit)s
+
+-- kept_originals --
+-- What a deletion erased of its document is gone. What was under way at its pivot is swept later.
+SELECT s.document_id, s.saga_id, format('nothing, as of %%s', deletion.saga_id) AS expected,
+       'what was submitted' AS found
+FROM apex.saga_state deletion
+JOIN apex.saga_state s ON s.document_id = deletion.document_id AND s.arrival < deletion.arrival
+JOIN apex.extraction x ON x.saga_id = s.saga_id
+WHERE deletion.kind = 'delete' AND deletion.published_at IS NOT NULL
+  AND s.status IN ('completed', 'compensated') AND s.ended_at < deletion.ended_at
 LIMIT %(limit)s
 
 -- misplaced_originals --
@@ -246,13 +280,16 @@ WITH pivot AS (
 SELECT p.document_id, p.version, p.saga_id, p.event_seq, d.live_saga_id
 FROM pivot p
 JOIN apex.documents d USING (document_id)
-WHERE EXISTS (SELECT FROM apex.saga_event e
+WHERE NOT EXISTS (SELECT FROM apex.saga_event e
+                  WHERE e.saga_id = p.saga_id AND e.event = 'saga_opened' AND e.detail ->> 'kind' = 'delete')
+  AND EXISTS (SELECT FROM apex.saga_event e
               WHERE e.saga_id = p.saga_id AND e.event = 'saga_published')
   AND (%(document_ids)s::text[] IS NULL OR p.document_id = ANY (%(document_ids)s))
 
 -- dead_versions --
 -- What no store may hold any more: compensated sagas, and superseded ones that have been swept once
--- (each has %(sweeps)s sweeps ahead when its successor is published). The newest first.
+-- (each has %(sweeps)s sweeps ahead when its successor is published), or deleted. The newest first. The
+-- last deletion of a document is not among them: it has left its name where an older version would show.
 WITH live AS (
     SELECT DISTINCT ON (s.document_id) s.saga_id
     FROM apex.saga_event e JOIN apex.saga_state s USING (saga_id)
@@ -266,8 +303,9 @@ WHERE NOT EXISTS (SELECT FROM live WHERE live.saga_id = s.saga_id)
   AND (s.status = 'compensated'
        OR (s.status = 'completed'
            AND EXISTS (SELECT FROM apex.saga_state n
-                       WHERE n.replaces_saga_id = s.saga_id AND n.published_at IS NOT NULL)
-           AND (SELECT count(*) FROM apex.sweep w WHERE w.saga_id = s.saga_id) < %(sweeps)s))
+                       WHERE n.replaces_saga_id = s.saga_id AND n.published_at IS NOT NULL
+                         AND (n.kind = 'delete' OR (SELECT count(*) FROM apex.sweep w
+                                                    WHERE w.saga_id = s.saga_id) < %(sweeps)s))))
 ORDER BY s.arrival DESC LIMIT %(limit)s
 
 -- count_versions --
@@ -280,7 +318,8 @@ SELECT (SELECT count(*) FROM apex.documents
            WHERE (%(document_ids)s::text[] IS NULL OR s.document_id = ANY (%(document_ids)s))
              AND (s.status = 'compensated'
                   OR EXISTS (SELECT FROM apex.documents d WHERE s.status = 'completed'
-                             AND d.document_id = s.document_id AND d.live_saga_id <> s.saga_id)))
+                             AND d.document_id = s.document_id
+                             AND coalesce(d.live_saga_id, d.tombstone_saga_id) <> s.saga_id)))
        ) AS versions
 
 -- places --

@@ -32,11 +32,20 @@ from apex_dagster.errors import (
     StoreRejected,
     TransientError,
 )
-from apex_dagster.records import Publication, SagaId
+from apex_dagster.records import Change, Publication, Removal, SagaId
 from apex_dagster.saga import states
 from apex_dagster.saga.breaker import Breakers, hand_back
 from apex_dagster.saga.failpoints import reach
-from apex_dagster.saga.ledger import Ledger, Pivoted, StepRecord
+from apex_dagster.saga.ledger import Ledger, Pivoted, StepRecord, Transaction
+from apex_dagster.saga.removal import (
+    DeletionReceipt,
+    Seal,
+    erase_earlier,
+    insert_receipts,
+    kept_of_earlier,
+    receipt_of,
+    removals,
+)
 from apex_dagster.saga.retry import RetryPolicy, call_with_retry
 from apex_dagster.saga.saga import Failure, Saga
 from apex_dagster.saga.states import Status
@@ -92,6 +101,7 @@ class SagaEngine:
         lease_s: float,
         grace_s: float,
         staging: Literal["in_order", "at_once"] = "in_order",
+        seal: Seal | None = None,
     ) -> None:
         self.ledger, self.steps, self.breakers = ledger, tuple(steps), breakers
         self.step_names = tuple(step.name for step in steps)
@@ -99,6 +109,7 @@ class SagaEngine:
         # What a request to a store may take. Leases shorter than two of these are for tests.
         self._request_s = min(retry.timeout_s, lease_s / 2)
         self._at_once = staging == "at_once"
+        self._seal = seal  # signs the receipts of deletions
 
     @contextmanager
     def lease(self, owner: str) -> Iterator[None]:
@@ -208,12 +219,12 @@ class SagaEngine:
             reach(f"sending:{step.name}")
             before, untouched = untouched, False
             try:
-                receipts = step.stage([saga.ref for saga in sagas])
+                receipts = self._stage_or_look(step, sagas)
                 reach(f"sent:{step.name}")
             except ApexError as error:
                 untouched = before and error.nothing_written
                 raise
-            return {receipt.saga_id: dict(receipt.items) for receipt in receipts}
+            return receipts
 
         try:
             self.breakers.refuse(store_of(step.name))
@@ -240,6 +251,18 @@ class SagaEngine:
             right = self._stage(step, rest[middle:], untouched)
             return left[0] | right[0], failures | left[1] | right[1]
 
+    def _stage_or_look(
+        self, step: SagaStep, sagas: Sequence[Saga]
+    ) -> dict[SagaId, Mapping[str, Any]]:
+        """Stage versions; of what deletions will remove only see what is there."""
+        versions = [saga.ref for saga in sagas if not saga.deletes]
+        deletions = [saga for saga in sagas if saga.deletes]
+        staged = step.stage(versions) if versions else []
+        receipts: dict[SagaId, Mapping[str, Any]] = {r.saga_id: dict(r.items) for r in staged}
+        if deletions:
+            receipts |= step.inventory(removals(self.ledger, deletions))
+        return receipts
+
     def fail(self, sagas: Sequence[Saga], failures: Mapping[SagaId, Failure]) -> list[Saga]:
         """Record why sagas cannot go on. They stay in progress until they are compensated."""
         failed: list[Saga] = []
@@ -265,7 +288,7 @@ class SagaEngine:
         failed += self._fail_at_pivot(pivoted.blocked, _blocked)
         completed = self._with_unknown_outcomes(sagas, pivoted.completed, owner=owner)
         self._report_lost(sagas, completed + failed)
-        published = self.publish(completed, known=pivoted.publications)
+        published = self.publish(completed, known=pivoted.changes)
         return Commit(completed=published, failed=failed)
 
     def _pivot_unblocked(self, sagas: Sequence[Saga], *, owner: str) -> Pivoted:
@@ -307,20 +330,20 @@ class SagaEngine:
         return [*completed, *(saga for saga in held if saga.status is Status.COMPLETED)]
 
     def _finish_predecessors(self, blocked: Sequence[Saga], *, owner: str) -> None:
-        """Publish what is live but unpublished, taking that work over from whoever has it."""
+        """Publish what was decided last, taking that work over from whoever has it."""
         if not blocked:
             return
         pointers = self.ledger.pointers([saga.document_id for saga in blocked])
-        live = self.ledger.sagas([row["live_saga_id"] for row in pointers.values()])
+        heads = [row["live_saga_id"] or row["tombstone_saga_id"] for row in pointers.values()]
+        live = self.ledger.sagas([saga_id for saga_id in heads if saga_id])
         unpublished = [saga for saga in live if saga.published_at is None]
         self.publish(self.move(states.PUBLISH_RESUMED, unpublished, owner=owner))
 
-    def publish(
-        self, completed: Sequence[Saga], *, known: Sequence[Publication] = ()
-    ) -> list[Saga]:
-        """Mark versions live in every store; forward only, safe to repeat.
+    def publish(self, completed: Sequence[Saga], *, known: Sequence[Change] = ()) -> list[Saga]:
+        """Mark versions live in every store, and remove what was deleted; forward only, safe to
+        repeat.
 
-        `known`: what of it has this moment become live. Returns all of `completed`; those with
+        `known`: what of it has this moment been decided. Returns all of `completed`; those with
         `published_at` None stay open work for recovery.
         """
         if not completed:
@@ -334,11 +357,17 @@ class SagaEngine:
         everywhere = frozenset.intersection(*published_by_step)
         unfinished = {publication.ref.saga_id for publication in live} - everywhere
         done = [saga for saga in completed if saga.saga_id not in unfinished]
+        receipts = self._conclude([saga for saga in done if saga.deletes])
+        done = [saga for saga in done if not saga.deletes or saga.saga_id in receipts]
         duration_ms = (time.perf_counter() - begun) * 1000
         sweep_after_s = tuple(self._grace_s + more for more in (0.0, *SWEEP_AGAIN_S))
         published = self.retried(
             lambda: self.ledger.close_published(
-                done, sweep_after_s=sweep_after_s, duration_ms=duration_ms
+                done,
+                sweep_after_s=sweep_after_s,
+                duration_ms=duration_ms,
+                details={s: {"receipt_sha256": r.sha256} for s, r in receipts.items()},
+                noting=partial(_note_receipts, receipts),
             ),
             "close_published",
         )
@@ -349,40 +378,82 @@ class SagaEngine:
             log.info("saga_completed", **_fields(saga), duration_ms=saga.duration_ms)
         return [*published, *(saga for saga in completed if saga.saga_id not in closed)]
 
-    def _live(
-        self, completed: Sequence[Saga], known: Sequence[Publication]
-    ) -> Sequence[Publication]:
-        """Those not `known` that are live still. What is not any more was published by whoever
-        replaced it, or it could not have been."""
+    def _conclude(self, deletions: Sequence[Saga]) -> dict[SagaId, DeletionReceipt]:
+        """Erase what the ledger keeps of deleted documents, then read back; the receipts of those
+        of which nothing is left. The others stay open work."""
+        if not deletions:
+            return {}
+        reach("erasing")
+        self.retried(partial(erase_earlier, self.ledger, deletions), "erase_earlier")
+        reach("erased")
+        changes = [Removal(ref=saga.ref) for saga in deletions]
+        shown = {store_of(s.name): self._read_back(s, changes, deletions) for s in self.steps}
+        kept = self.retried(partial(kept_of_earlier, self.ledger, deletions), "kept_of_earlier")
+        shown["ledger"] = {s.saga_id: {"extractions": kept.get(s.saga_id, 0)} for s in deletions}
+        reach("read_back")
+        receipts: dict[SagaId, DeletionReceipt] = {}
+        for saga in deletions:
+            read_back = {store: paths[saga.saga_id] for store, paths in shown.items() if paths}
+            if len(read_back) < len(shown):
+                continue  # reported already
+            if any(count for paths in read_back.values() for count in paths.values()):
+                self._report_left(saga, read_back)
+                continue
+            build = partial(receipt_of, self.ledger, saga, read_back, seal=self._seal)
+            receipts[saga.saga_id] = self.retried(build, "receipt_of")
+        return receipts
+
+    def _read_back(
+        self, step: SagaStep, changes: Sequence[Removal], deletions: Sequence[Saga]
+    ) -> Mapping[SagaId, Mapping[str, int]]:
+        """What the store still shows; nothing where it could not be asked, which is logged."""
+        try:
+            self.breakers.refuse(store_of(step.name))
+            ask = partial(step.read_back, changes)
+            return call_with_retry(ask, self._retry, name=f"read back {step.name}")
+        except Exception as error:
+            self._report_unpublished(step, deletions, error)
+            return {}
+
+    def _report_left(self, saga: Saga, read_back: Mapping[str, Mapping[str, int]]) -> None:
+        message = f"something of the document is left: {dict(read_back)}"
+        failure = Failure(error_class="transient", step=None, message=message).as_detail()
+        self.move(states.PUBLISH_FAILED, [saga], details={saga.saga_id: failure})
+        log.error("removal_incomplete", **_fields(saga), read_back=dict(read_back))
+
+    def _live(self, completed: Sequence[Saga], known: Sequence[Change]) -> Sequence[Change]:
+        """Those not `known` that are the last word still. What is not any more was published by
+        whoever replaced it, or it could not have been."""
         pivoted = {publication.ref.saga_id for publication in known}
         rest = [saga for saga in completed if saga.saga_id not in pivoted]
         if not rest:
             return []
-        return self.retried(lambda: self.ledger.publications(rest), "publications")
+        return self.retried(lambda: self.ledger.changes(rest), "changes")
 
     def _publish_in(
-        self, step: SagaStep, publications: Sequence[Publication], sagas: Sequence[Saga]
+        self, step: SagaStep, publications: Sequence[Change], sagas: Sequence[Saga]
     ) -> frozenset[SagaId]:
         published = self._publish_step(step, publications, sagas)
         reach(f"published:{step.name}")
         return frozenset(publication.ref.saga_id for publication in published)
 
     def _publish_step(
-        self, step: SagaStep, publications: Sequence[Publication], sagas: Sequence[Saga]
-    ) -> list[Publication]:
+        self, step: SagaStep, publications: Sequence[Change], sagas: Sequence[Saga]
+    ) -> list[Change]:
         """Those that the step has published; the others are logged, and tried again by recovery."""
         if not publications:
             return []
         ids = {publication.ref.saga_id for publication in publications}
         held = [saga for saga in sagas if saga.saga_id in ids]
 
-        def write() -> None:
+        def write() -> Mapping[SagaId, int]:
             self.assure_leases(held)
-            self._publish_or_restage(step, publications)
+            return self._tell(step, publications)
 
         try:
             self.breakers.refuse(store_of(step.name))
-            call_with_retry(write, self._retry, name=step.name)
+            removed = call_with_retry(write, self._retry, name=step.name)
+            self._note_cleared(step, [s for s in held if s.saga_id in removed], removed)
             return list(publications)
         except LeaseLost as lost:  # whoever has them now publishes them
             self._sweep_late_writes([s for s in held if s.saga_id in lost.saga_ids], [])
@@ -394,6 +465,24 @@ class SagaEngine:
                 return [publication for part in parts for publication in part]
             self._report_unpublished(step, held, error)
             return []
+
+    def _tell(self, step: SagaStep, changes: Sequence[Change]) -> Mapping[SagaId, int]:
+        """Publish versions, remove deleted documents; items removed by deletion."""
+        if publications := [change for change in changes if isinstance(change, Publication)]:
+            self._publish_or_restage(step, publications)
+        deleted = [change for change in changes if isinstance(change, Removal)]
+        if not deleted:
+            return {}
+        reach(f"removing:{step.name}")
+        removed = step.remove(deleted)
+        reach(f"removed:{step.name}")
+        return removed
+
+    def _note_cleared(
+        self, step: SagaStep, deletions: Sequence[Saga], removed: Mapping[SagaId, int]
+    ) -> None:
+        details = {saga_id: {"removed": count} for saga_id, count in removed.items()}
+        self.move(states.STORE_CLEARED, deletions, step=step.name, details=details)
 
     def _publish_or_restage(self, step: SagaStep, publications: Sequence[Publication]) -> None:
         reach(f"publishing:{step.name}")
@@ -467,18 +556,27 @@ class SagaEngine:
         return call_with_retry(operation, self._retry, name=name)
 
 
+def _note_receipts(
+    receipts: Mapping[SagaId, DeletionReceipt], tx: Transaction, published: Sequence[Saga]
+) -> None:
+    """Keep the receipts of deletions with the row that says that their removal is over."""
+    kept = [receipts[saga.saga_id] for saga in published if saga.saga_id in receipts]
+    if kept:
+        insert_receipts(tx, kept)
+
+
 # The class of a saga that may start again on the newest version.
 VERSION_CONFLICT = "version_conflict"
 
 
 def _conflict(saga: Saga) -> Failure:
     base = f"version {saga.expected_version}" if saga.expected_version else "no version"
-    message = f"it builds on {base}, but another version has become live meanwhile"
+    message = f"it builds on {base}, but another one has been decided meanwhile"
     return Failure(error_class=VERSION_CONFLICT, step="pivot", message=message)
 
 
 def _superseded(saga: Saga) -> Failure:
-    message = "a version that was submitted later is live already"
+    message = "a version that was submitted later is live already, or the document was deleted"
     return Failure(error_class="superseded", step="pivot", message=message)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,7 +22,7 @@ from psycopg.types.json import Jsonb, set_json_loads
 from psycopg_pool import ConnectionPool
 
 from apex_dagster.errors import StoreConflict, StoreRejected, StoreUnavailable
-from apex_dagster.records import Document, Publication, SagaId, VersionRef
+from apex_dagster.records import Change, Document, Publication, Removal, SagaId, VersionRef
 from apex_dagster.saga import states
 from apex_dagster.saga.failpoints import reach
 from apex_dagster.saga.lease import LeaseClock
@@ -43,18 +43,18 @@ class Pivoted:
     """The outcome of a pivot, by saga. Those in none of the lists were held by somebody else."""
 
     completed: list[Saga] = field(default_factory=list)
-    publications: list[Publication] = field(default_factory=list)  # of the completed ones
-    # The live version is no longer the one they build on.
+    changes: list[Change] = field(default_factory=list)  # what the completed ones have to tell
+    # What was decided last is no longer the version, or the deletion, that they build on.
     conflicts: list[Saga] = field(default_factory=list)
-    superseded: list[Saga] = field(default_factory=list)  # what is live was submitted after them
-    # The version they would replace is live, but not published yet.
+    superseded: list[Saga] = field(default_factory=list)  # that was submitted after them
+    # That has not been published yet.
     blocked: list[Saga] = field(default_factory=list)
 
     def then(self, again: Pivoted) -> Pivoted:
         """Both, where `again` is what became of the blocked ones of this."""
         return Pivoted(
             completed=self.completed + again.completed,
-            publications=self.publications + again.publications,
+            changes=self.changes + again.changes,
             conflicts=self.conflicts + again.conflicts,
             superseded=self.superseded + again.superseded,
             blocked=again.blocked,
@@ -235,10 +235,11 @@ class Ledger:
             )
 
     def pivot(self, sagas: Sequence[Saga], *, steps: Sequence[str]) -> Pivoted:
-        """Make the versions live, all in one transaction; what cannot be is that document's only.
+        """Make versions live, and documents deleted, all in one transaction; what cannot be is that
+        document's only.
 
-        A saga must be in progress, at the epoch given, with all `steps` completed. Its document's
-        live version must still be the one it builds on, and published.
+        A saga must be in progress, at the epoch given, with all `steps` completed. What was decided
+        last of its document must still be what it builds on, and published.
         """
         epochs = {saga.saga_id: saga.epoch for saga in sagas}
         with self.transaction() as tx:
@@ -254,22 +255,22 @@ class Ledger:
             pointers = {row["document_id"]: row for row in rows}
             # Also where it builds on that very version: it may have been opened late, to restart.
             superseded = [
-                s for s in held if (pointers[s.document_id]["live_arrival"] or 0) > s.arrival
+                s for s in held if (pointers[s.document_id]["head_arrival"] or 0) > s.arrival
             ]
             conflicts = [
                 s
                 for s in held
                 if s not in superseded
-                and pointers[s.document_id]["live_version"] != s.expected_version
+                and pointers[s.document_id]["head_version"] != s.expected_version
             ]
             rest = [s for s in held if s not in superseded and s not in conflicts]
-            blocked = [s for s in rest if pointers[s.document_id]["live_is_unpublished"]]
+            blocked = [s for s in rest if pointers[s.document_id]["head_is_unpublished"]]
             winners = [s for s in rest if s not in blocked]
             completed = self._point_documents(tx, winners, pointers)
             reach("pivoting")
         return Pivoted(
             completed=completed,
-            publications=[_replacing(s, pointers[s.document_id]) for s in completed],
+            changes=[_replacing(s, pointers[s.document_id]) for s in completed],
             conflicts=conflicts,
             superseded=superseded,
             blocked=blocked,
@@ -280,19 +281,15 @@ class Ledger:
     ) -> list[Saga]:
         """Complete the sagas, then move the pointers of those that really were completed."""
         replaced = {
-            saga.saga_id: {"replaces_saga_id": pointers[saga.document_id]["live_saga_id"]}
+            saga.saga_id: {"replaces_saga_id": pointers[saga.document_id]["head_saga_id"]}
             for saga in winners
         }
         completed = self.advance(states.COMPLETED, winners, details=replaced, tx=tx)
-        tx.execute(
-            _SQL["point_documents"],
-            {
-                "document_ids": [saga.document_id for saga in completed],
-                "versions": [saga.version for saga in completed],
-                "saga_ids": [saga.saga_id for saga in completed],
-                "content_hashes": [saga.content_hash for saga in completed],
-            },
-        )
+        live = [saga for saga in completed if not saga.deletes]
+        content_hashes = {"content_hashes": [saga.content_hash for saga in live]}
+        tx.execute(_SQL["point_documents"], _versions(live) | content_hashes)
+        if buried := [saga for saga in completed if saga.deletes]:
+            tx.execute(_SQL["bury_documents"], _versions(buried))
         return completed
 
     # -- ownership -------------------------------------------------------------------------------
@@ -412,17 +409,27 @@ class Ledger:
 
     # -- after the pivot, after the end ------------------------------------------------------------
 
-    def publications(self, sagas: Sequence[Saga]) -> list[Publication]:
+    def changes(self, sagas: Sequence[Saga]) -> list[Change]:
         """What is to be published: those of the sagas whose version is the live one."""
         rows = self._rows("publications", saga_ids=[saga.saga_id for saga in sagas])
-        return [_publication(row) for row in rows]
+        return [_change(row) for row in rows]
 
     def close_published(
-        self, sagas: Sequence[Saga], *, sweep_after_s: Sequence[float], duration_ms: float
+        self,
+        sagas: Sequence[Saga],
+        *,
+        sweep_after_s: Sequence[float],
+        duration_ms: float,
+        details: Mapping[SagaId, Detail] | None = None,
+        noting: Callable[[Transaction, Sequence[Saga]], None] = lambda tx, published: None,
     ) -> list[Saga]:
-        """Set `published_at`, and schedule the removal of what was replaced."""
+        """Set `published_at`, and schedule the removal of what was replaced. `noting` is called in
+        the same transaction, with those that are published by it."""
         with self.transaction() as tx:
-            published = self.advance(states.PUBLISHED, sagas, duration_ms=duration_ms, tx=tx)
+            published = self.advance(
+                states.PUBLISHED, sagas, details=details, duration_ms=duration_ms, tx=tx
+            )
+            noting(tx, published)
             replaced = [s.replaces_saga_id for s in published if s.replaces_saga_id]
             _schedule_sweeps(tx, replaced, sweep_after_s, "superseded")
         return published
@@ -458,7 +465,7 @@ class Ledger:
             now = _sagas(tx, "sagas_by_id", saga_ids=[saga.saga_id for saga in sagas])
             document_ids = [saga.document_id for saga in now]
             rows = tx.execute(_SQL["pointers"], {"document_ids": document_ids}).fetchall()
-            live = {row["live_saga_id"] for row in rows}
+            live = {row[name] for row in rows for name in ("live_saga_id", "tombstone_saga_id")}
             dead = [s.saga_id for s in now if s.status is Status.COMPENSATED]
             replaced = [s.saga_id for s in now if s.published_at and s.saga_id not in live]
             _schedule_sweeps(tx, dead, [0.0], "compensated")
@@ -534,7 +541,7 @@ class Ledger:
         return [saga_of(row) for row in self._rows("newest_sagas", limit=limit, document_ids=ids)]
 
     def pointers(self, document_ids: Sequence[str]) -> dict[str, DictRow]:
-        """document_id -> live_version, live_saga_id, content_hash."""
+        """document_id -> live_version, live_saga_id, content_hash, tombstone_saga_id."""
         rows = self._rows("pointers", document_ids=list(document_ids))
         return {row["document_id"]: row for row in rows}
 
@@ -616,18 +623,28 @@ def saga_of(row: DictRow) -> Saga:
     return Saga(**{**values, "status": Status(row["status"])})
 
 
-def _replacing(saga: Saga, pointer: DictRow) -> Publication:
-    """The publication of a saga that has moved this pointer, as it was before."""
+def _versions(sagas: Sequence[Saga]) -> dict[str, list[Any]]:
+    return {
+        "document_ids": [saga.document_id for saga in sagas],
+        "versions": [saga.version for saga in sagas],
+        "saga_ids": [saga.saga_id for saga in sagas],
+    }
+
+
+def _replacing(saga: Saga, pointer: DictRow) -> Change:
+    """What a saga that has moved this pointer, as it was before, has to tell the stores."""
     document_id, version = saga.document_id, pointer["live_version"]
     replaced = (
         VersionRef(document_id=document_id, version=version, saga_id=pointer["live_saga_id"])
         if version is not None
         else None
     )
+    if saga.deletes:
+        return Removal(ref=saga.ref, removed=replaced)
     return Publication(ref=saga.ref, replaced=replaced)
 
 
-def _publication(row: DictRow) -> Publication:
+def _change(row: DictRow) -> Change:
     replaced = None
     if row["replaced_saga_id"]:
         replaced = VersionRef(
@@ -636,4 +653,6 @@ def _publication(row: DictRow) -> Publication:
             saga_id=row["replaced_saga_id"],
         )
     ref = VersionRef(document_id=row["document_id"], version=row["version"], saga_id=row["saga_id"])
+    if row["kind"] == "delete":
+        return Removal(ref=ref, removed=replaced)
     return Publication(ref=ref, replaced=replaced)

@@ -112,9 +112,12 @@ WITH RECURSIVE move AS (
 SELECT * FROM moved ORDER BY saga_id
 
 -- lock_documents --
-SELECT d.document_id, d.live_version, d.live_saga_id, live.arrival AS live_arrival,
-       live.version IS NOT NULL AND live.published_at IS NULL AS live_is_unpublished
-FROM apex.documents d LEFT JOIN apex.saga_state live ON live.saga_id = d.live_saga_id
+-- head: what was decided last, a live version or the deletion that took one away.
+SELECT d.document_id, d.live_version, d.live_saga_id, head.version AS head_version,
+       head.saga_id AS head_saga_id, head.arrival AS head_arrival,
+       head.version IS NOT NULL AND head.published_at IS NULL AS head_is_unpublished
+FROM apex.documents d
+LEFT JOIN apex.saga_state head ON head.saga_id = coalesce(d.live_saga_id, d.tombstone_saga_id)
 WHERE d.document_id = ANY (%(document_ids)s)
 ORDER BY d.document_id FOR NO KEY UPDATE OF d
 
@@ -180,18 +183,30 @@ SELECT * FROM apex.saga_state WHERE saga_id = ANY (%(saga_ids)s) ORDER BY saga_i
 -- The pivot itself: from this row on readers see the new version.
 UPDATE apex.documents d
 SET live_version = o.version, live_saga_id = o.saga_id, content_hash = o.content_hash,
-    ingestion_status = 'committed', deleted_at = NULL, updated_at = clock_timestamp()
+    ingestion_status = 'committed', deleted_at = NULL, tombstone_version = NULL,
+    tombstone_saga_id = NULL, updated_at = clock_timestamp()
 FROM unnest(%(document_ids)s::text[], %(versions)s::integer[], %(saga_ids)s::text[],
             %(content_hashes)s::text[]) AS o (document_id, version, saga_id, content_hash)
 WHERE d.document_id = o.document_id
 
+-- bury_documents --
+-- The pivot of a deletion: from this row on readers find no version. The row stays, as its counter must
+-- not begin again, and the deletion's name in it keeps out whatever was submitted before.
+UPDATE apex.documents d
+SET live_version = NULL, live_saga_id = NULL, content_hash = NULL, ingestion_status = 'deleted',
+    deleted_at = clock_timestamp(), tombstone_version = o.version, tombstone_saga_id = o.saga_id,
+    updated_at = clock_timestamp()
+FROM unnest(%(document_ids)s::text[], %(versions)s::integer[], %(saga_ids)s::text[])
+     AS o (document_id, version, saga_id)
+WHERE d.document_id = o.document_id
+
 -- publications --
-SELECT s.saga_id, s.document_id, s.version,
+SELECT s.saga_id, s.kind, s.document_id, s.version,
        old.saga_id AS replaced_saga_id, old.version AS replaced_version
 FROM apex.saga_state s
-JOIN apex.documents d ON d.live_saga_id = s.saga_id
-LEFT JOIN apex.saga_state old ON old.saga_id = s.replaces_saga_id
-WHERE s.saga_id = ANY (%(saga_ids)s)
+JOIN apex.documents d USING (document_id)
+LEFT JOIN apex.saga_state old ON old.saga_id = s.replaces_saga_id AND old.kind = 'ingest'
+WHERE s.saga_id = ANY (%(saga_ids)s) AND s.saga_id IN (d.live_saga_id, d.tombstone_saga_id)
 ORDER BY s.saga_id
 
 -- schedule_sweeps --
@@ -208,7 +223,7 @@ FROM apex.sweep w
 JOIN apex.saga_state s USING (saga_id)
 JOIN apex.documents d USING (document_id)
 WHERE w.due_at < clock_timestamp()
-  AND d.live_saga_id IS DISTINCT FROM s.saga_id
+  AND coalesce(d.live_saga_id, d.tombstone_saga_id) IS DISTINCT FROM s.saga_id
   AND (s.status = 'compensated' OR (s.status = 'completed' AND s.published_at IS NOT NULL))
 ORDER BY w.due_at LIMIT %(limit)s
 
@@ -218,9 +233,16 @@ USING unnest(%(saga_ids)s::text[], %(due_ats)s::timestamptz[]) AS o (saga_id, du
 WHERE w.saga_id = o.saga_id AND w.due_at = o.due_at
 
 -- drop_extractions --
--- A superseded version is never repaired, so what it was staged from can go with it.
+-- A superseded version is never repaired, so what it was staged from can go with it; what was under way
+-- when its document was deleted lost to that, and nothing of it is kept either.
 DELETE FROM apex.extraction x USING apex.saga_state s
-WHERE x.saga_id = ANY (%(saga_ids)s) AND s.saga_id = x.saga_id AND s.status = 'completed'
+WHERE x.saga_id = ANY (%(saga_ids)s) AND s.saga_id = x.saga_id
+  AND (s.status = 'completed' OR EXISTS (
+      SELECT FROM apex.saga_state deletion
+      WHERE deletion.document_id = s.document_id AND deletion.arrival > s.arrival
+        AND deletion.kind = 'delete' AND deletion.status = 'completed'))
+  AND NOT EXISTS (SELECT FROM apex.quarantine q WHERE q.saga_id = x.saga_id
+                  AND q.released_at IS NULL AND q.dropped_at IS NULL)
 
 -- quarantine --
 -- Attempts are sagas of the same submission that did not just lose to another version, and every owner
@@ -234,6 +256,12 @@ SELECT s.saga_id, s.document_id, coalesce(s.error ->> 'class', 'unexpected'), s.
        x.source_uri
 FROM apex.saga_state s LEFT JOIN apex.extraction x USING (saga_id)
 WHERE s.saga_id = ANY (%(saga_ids)s)
+  -- What was submitted before its document was deleted is not kept for anybody. Nor is there anything to
+  -- keep of a deletion that came to nothing: it is asked for again.
+  AND (s.status = 'failed' OR s.kind = 'ingest' AND NOT EXISTS (
+      SELECT FROM apex.saga_state deletion
+      WHERE deletion.document_id = s.document_id AND deletion.arrival > s.arrival
+        AND deletion.kind = 'delete' AND deletion.status = 'completed'))
 ON CONFLICT (saga_id) DO UPDATE SET reason = excluded.reason, error_class = excluded.error_class,
     step = excluded.step, attempts = excluded.attempts, released_at = NULL
 
@@ -294,7 +322,7 @@ SELECT * FROM (
 ) page ORDER BY arrival
 
 -- pointers --
-SELECT document_id, live_version, live_saga_id, content_hash FROM apex.documents
+SELECT document_id, live_version, live_saga_id, content_hash, tombstone_saga_id FROM apex.documents
 WHERE document_id = ANY (%(document_ids)s)
 
 -- events --
@@ -318,7 +346,11 @@ SELECT n.source_uri, n.body_hash, bool_and(s.status IN ('completed', 'compensate
        jsonb_agg(jsonb_build_object(
            'document_id', s.document_id, 'saga_id', s.saga_id, 'status', s.status, 'error', s.error,
            'quarantined', q.saga_id IS NOT NULL AND q.released_at IS NULL AND q.dropped_at IS NULL,
-           'attempts', q.attempts, 'dropped', q.dropped_at IS NOT NULL)
+           'attempts', q.attempts, 'dropped', q.dropped_at IS NOT NULL,
+           'deleted', EXISTS (
+               SELECT FROM apex.saga_state deletion
+               WHERE deletion.document_id = s.document_id AND deletion.arrival > s.arrival
+                 AND deletion.kind = 'delete' AND deletion.status = 'completed'))
            ORDER BY s.arrival) AS sagas
 FROM newest n JOIN apex.saga_state s USING (saga_id)
 LEFT JOIN apex.retry r USING (saga_id) LEFT JOIN apex.quarantine q USING (saga_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ RESTARTS_MAX = (
 )
 
 
+# Stands in for a content hash, so that one rule says what is already under way or done.
+DELETED = "deleted"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
     """One document of a batch that wants a saga. `document.content` is stored until extracted."""
@@ -37,11 +42,24 @@ class Opening:
     # The version that has to be live for this one to replace it, 0 for none; None: whatever is.
     expected_version: int | None = None
     body: bytes | None = None  # a packed extraction, for documents that come with one
+    deletes: bool = False  # the document is to be deleted; nothing but its id counts
 
     @property
     def document_id(self) -> str:
         """Of the document."""
         return self.document.document_id
+
+
+def deletion(document_id: str, *, client: str, idempotency_key: str | None = None) -> Opening:
+    """The wish that a document be deleted."""
+    return Opening(
+        document=Document(document_id=document_id, name="", content=b""),
+        content_hash=DELETED,
+        body_hash=hashlib.sha256(f"DELETE {document_id}".encode()).hexdigest(),
+        client=client,
+        idempotency_key=idempotency_key,
+        deletes=True,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +78,7 @@ class Opened:
 class Refused:
     """An opening that led to nothing."""
 
+    # "unknown": there is nothing to delete, and never was anything submitted of it.
     # "key_reused": its idempotency key came with another body before.
     # "version_conflict": `live_version` is not the version that it expects.
     reason: str
@@ -91,8 +110,9 @@ def _open_sagas(
     ledger: Ledger, openings: Sequence[Opening], run_id: str | None, announce: bool
 ) -> list[Opened | Refused]:
     document_ids = sorted({opening.document_id for opening in openings})
+    new_ids = sorted({opening.document_id for opening in openings if not opening.deletes})
     with ledger.transaction() as tx:
-        documents = lock_documents(tx, document_ids)
+        documents = lock_documents(tx, document_ids, new_ids=new_ids)
         # After the locks: the same body twice is the same document twice, so it is seen here.
         earlier = earlier_submissions(tx, [(o.client, o.idempotency_key) for o in openings])
         fresh: dict[str, _NewSaga] = {}
@@ -100,6 +120,9 @@ def _open_sagas(
         for opening in openings:
             document_id = opening.document_id
             before = earlier.get((opening.client, opening.idempotency_key))
+            if document_id not in documents:
+                outcomes.append(Refused(reason="unknown"))
+                continue
             known = _known(tx, opening, documents[document_id], before)
             if known is None:
                 predecessor = before.saga if before else None
@@ -136,6 +159,8 @@ def _known(
             return Opened(saga=before.saga, disposition="repeated", answer=before.answer)
     known = document.saga_with(opening.content_hash)
     live_version = document.live_version or 0
+    if opening.deletes and not document.last_version:
+        return Refused(reason="unknown")
     if isinstance(known, str):
         saga = _sagas(tx, "saga_by_id", saga_id=known)[0]
         return Opened(saga=saga, disposition="unchanged")
@@ -267,7 +292,7 @@ def open_successors_of(
         saga
         for saga in sagas
         if saga.saga_id not in taken
-        and saga.saga_id in kept
+        and (saga.deletes or saga.saga_id in kept)
         and not documents[saga.document_id].saga_with(saga.content_hash)
     ]
     new = [
@@ -301,6 +326,8 @@ class LockedDocument:
     live_version: int | None
     live_saga_id: SagaId | None
     live_content_hash: str | None
+    tombstone_version: int | None  # of the deletion that was decided last, if nothing is live
+    tombstone_saga_id: SagaId | None
     under_way: bool  # any of its sagas is open, or being undone, after which it may start again
     last: Saga | None  # of all its sagas the last to arrive, if that is open
 
@@ -309,19 +336,31 @@ class LockedDocument:
 
         A, then B, then A again has to end with A. So an older saga with this content is not
         joined: B, though it may have ended, came after it. And while anything is under way,
-        equality with the live version proves nothing.
+        equality with the live version proves nothing. A deletion after which nothing at all was
+        submitted, not even in vain, is one that has been done.
         """
+        if content_hash == DELETED and self.tombstone_version == self.last_version:
+            return self.tombstone_saga_id
         if self.last and self.last.content_hash == content_hash:
             return self.last
         if not self.under_way and self.live_content_hash == content_hash:
             return self.live_saga_id
         return None
 
+    @property
+    def head_version(self) -> int | None:
+        """What a new saga builds on: the live version, or the deletion that took one away."""
+        return self.live_version or self.tombstone_version
 
-def lock_documents(tx: Transaction, document_ids: list[str]) -> dict[str, LockedDocument]:
-    """What is known of the documents, whose rows stay locked until the end."""
+
+def lock_documents(
+    tx: Transaction, document_ids: list[str], *, new_ids: list[str] | None = None
+) -> dict[str, LockedDocument]:
+    """What is known of the documents, whose rows stay locked until the end. With `new_ids` only
+    these get a row if they have none; the others are left out then."""
     values = {"document_ids": document_ids}
-    tx.execute(_SQL["ensure_documents"], values)
+    if ensured := document_ids if new_ids is None else new_ids:
+        tx.execute(_SQL["ensure_documents"], {"document_ids": ensured})
     documents = tx.execute(_SQL["lock_documents"], values).fetchall()
     # After the locks, so that an opening committed meanwhile is seen.
     rivals = tx.execute(_SQL["open_sagas_of_documents"], values).fetchall()
@@ -359,13 +398,18 @@ def _insert_sagas(
         predecessors=[n.predecessor_saga_id for n in new],
         arrivals=[n.arrival for n in new],
         pinned=[n.pinned for n in new],
+        kinds=[n.kind for n in new],
         run_id=run_id,
         lease_s=ledger.lease_s,
         **versions,
     )
     tx.execute(_SQL["count_versions"], versions)
     # In the audit log as well: what must be live follows from its events alone.
-    details = {s.saga_id: {"document_id": s.document_id, "version": s.version} for s in sagas}
+    details = {
+        s.saga_id: {"document_id": s.document_id, "version": s.version}
+        | ({"kind": s.kind} if s.deletes else {})
+        for s in sagas
+    }
     return ledger.advance(states.OPENED, sagas, details=details, run_id=run_id, tx=tx)
 
 
@@ -382,6 +426,7 @@ class _NewSaga:
     predecessor_saga_id: SagaId | None
     arrival: int | None  # None: it arrives now
     pinned: bool  # to the version it expects
+    kind: str
 
     @classmethod
     def of(
@@ -393,11 +438,13 @@ class _NewSaga:
     ) -> _NewSaga:
         source = opening or predecessor
         assert source is not None
+        kind = "delete" if source.deletes else "ingest"
         return cls(
-            saga_id=SagaId(f"ingest_{document.document_id}_{secrets.token_hex(8)}"),
+            saga_id=SagaId(f"{kind}_{document.document_id}_{secrets.token_hex(8)}"),
+            kind=kind,
             document_id=document.document_id,
             version=document.last_version + 1,
-            expected_version=document.live_version,
+            expected_version=document.head_version,
             content_hash=source.content_hash,
             opening=opening,
             predecessor_saga_id=predecessor.saga_id if predecessor else None,
@@ -409,7 +456,9 @@ class _NewSaga:
 
 
 def _insert_extractions(tx: Transaction, opened: Sequence[tuple[Saga, Opening | None]]) -> None:
-    rows = [(saga, opening) for saga, opening in opened if opening is not None]
+    rows = [(saga, opening) for saga, opening in opened if opening and not opening.deletes]
+    if not rows:
+        return
     documents = [opening.document for _, opening in rows]
     columns = {
         "saga_ids": [saga.saga_id for saga, _ in rows],

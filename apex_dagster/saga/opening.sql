@@ -7,7 +7,8 @@ SELECT unnest(%(document_ids)s::text[]) ORDER BY 1
 ON CONFLICT DO NOTHING
 
 -- lock_documents --
-SELECT document_id, last_version, live_version, live_saga_id, content_hash AS live_content_hash
+SELECT document_id, last_version, live_version, live_saga_id, content_hash AS live_content_hash,
+       tombstone_version, tombstone_saga_id
 FROM apex.documents WHERE document_id = ANY (%(document_ids)s)
 ORDER BY document_id FOR NO KEY UPDATE
 
@@ -23,14 +24,14 @@ WHERE document_id = ANY (%(document_ids)s) AND status IN ('pending', 'in_progres
 -- Without an owner, but with a lease: if whoever opened them dies before the claim, recovery finds them.
 INSERT INTO apex.saga_state (saga_id, kind, document_id, version, expected_version, content_hash,
                              predecessor_saga_id, pinned, run_id, arrival, lease_expires_at)
-SELECT o.saga_id, 'ingest', o.document_id, o.version, o.expected_version, o.content_hash,
+SELECT o.saga_id, o.kind, o.document_id, o.version, o.expected_version, o.content_hash,
        o.predecessor_saga_id, o.pinned, %(run_id)s, coalesce(o.arrival, nextval('apex.arrival')),
        clock_timestamp() + %(lease_s)s * interval '1 second'
 FROM unnest(%(saga_ids)s::text[], %(document_ids)s::text[], %(versions)s::integer[],
             %(expected_versions)s::integer[], %(content_hashes)s::text[], %(predecessors)s::text[],
-            %(arrivals)s::bigint[], %(pinned)s::boolean[])
+            %(arrivals)s::bigint[], %(pinned)s::boolean[], %(kinds)s::text[])
      WITH ORDINALITY AS o (saga_id, document_id, version, expected_version, content_hash,
-                           predecessor_saga_id, arrival, pinned, position)
+                           predecessor_saga_id, arrival, pinned, kind, position)
 ORDER BY o.position
 RETURNING *
 

@@ -228,6 +228,11 @@ def _overruled(saga: Saga, scene: Scene, *, force: bool) -> str | None:
     if force:
         return None
     if live is not None and live.arrival > saga.arrival:
+        if live.deletes:
+            return (
+                f"the document was deleted by {live.saga_id}, which was submitted later. Drop this "
+                "one, or use --force to have its content live again"
+            )
         return (
             f"version {live.version} of the document is live, and was submitted later. Drop this "
             "one, or use --force to have its content replace that"

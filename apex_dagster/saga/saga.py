@@ -27,7 +27,7 @@ class Saga:
         str, Any
     ]  # saga step -> {"removed": n}, {"skipped": why}, {"error": what}
     version: int
-    expected_version: int | None  # live when the saga was opened
+    expected_version: int | None  # live, or the deletion that was last, when it was opened
     content_hash: str
     pinned: bool  # whoever submitted it named `expected_version`; a conflict ends it for good
     arrival: int
@@ -45,6 +45,11 @@ class Saga:
     published_at: datetime | None
 
     @property
+    def deletes(self) -> bool:
+        """Whether it removes its document, rather than making a version of it live."""
+        return self.kind == "delete"
+
+    @property
     def ref(self) -> VersionRef:
         """What the stores know it by."""
         return VersionRef(document_id=self.document_id, version=self.version, saga_id=self.saga_id)
@@ -59,7 +64,10 @@ class Saga:
     def may_hold(self, step: str) -> bool:
         """Whether the step's store may hold something of this saga. A ledger row precedes every
         write, so a step that was never started has written nothing; nor has one that never got
-        through to its store, unless an earlier owner tried as well."""
+        through to its store, unless an earlier owner tried as well. Those of a deletion look only.
+        """
+        if self.deletes:
+            return False
         if step in self.completed_steps:
             return True
         if step not in self.started_steps:

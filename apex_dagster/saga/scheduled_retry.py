@@ -180,7 +180,7 @@ class Scene:
     waiting: set[SagaId]  # the retries that nobody else has taken in hand
     kept: set[SagaId]  # what was submitted is still there
     asked_again: set[SagaId]  # those whose document shows what was sent again after them
-    live: Mapping[str, Saga]  # by document
+    live: Mapping[str, Saga]  # by document; or the deletion, where that was the last
     unsettled: list[Saga]  # under way, being undone, or to be tried again
 
     @classmethod
@@ -200,6 +200,8 @@ class Scene:
         live = self.live.get(saga.document_id)
         if live is None:
             return None
+        if live.arrival > saga.arrival and live.deletes:
+            return f"the document was deleted by {live.saga_id}, which was submitted later"
         if live.arrival > saga.arrival:
             return f"version {live.version}, which was submitted later, is live"
         if saga.saga_id in self.asked_again:

@@ -43,7 +43,9 @@ WHERE saga_id = ANY (%(saga_ids)s)
 DELETE FROM apex.retry r WHERE r.saga_id = ANY (%(saga_ids)s)
 
 -- live_sagas --
-SELECT s.* FROM apex.documents d JOIN apex.saga_state s ON s.saga_id = d.live_saga_id
+-- Or the deletion, where that was the last.
+SELECT s.* FROM apex.documents d
+JOIN apex.saga_state s ON s.saga_id = coalesce(d.live_saga_id, d.tombstone_saga_id)
 WHERE d.document_id = ANY (%(document_ids)s) ORDER BY s.saga_id
 
 -- asked_again --

@@ -71,6 +71,8 @@ PUBLISHED = _move("saga_published", {Status.COMPLETED}, may_be_lost=True)
 # A store's copy was not what it has to be, or of a saga that has ended was left; it is put right.
 RESTORED = _move("version_restored", {Status.COMPLETED})
 REMOVED = _move("leftovers_removed", {Status.COMPLETED, Status.COMPENSATED})
+# A deletion, after its pivot: one store has removed the document, or the ledger what it kept of it.
+STORE_CLEARED = _move("store_cleared", {Status.COMPLETED})
 
 COMPENSATION_STARTED = _move(
     "compensation_started",
@@ -107,6 +109,7 @@ MOVES = (
     PUBLISHED,
     RESTORED,
     REMOVED,
+    STORE_CLEARED,
     COMPENSATION_STARTED,
     COMPENSATION_RESUMED,
     STEP_UNDONE,

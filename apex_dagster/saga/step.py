@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from apex_dagster.records import Publication, Receipt, SagaId, VersionRef
+from apex_dagster.records import Publication, Receipt, Removal, SagaId, VersionRef
 
 
 def store_of(step_name: str) -> str:
@@ -27,6 +27,19 @@ class SagaStep(Protocol):
 
     def publish(self, publications: Sequence[Publication]) -> None:
         """Mark the versions as live, and what they replaced as superseded."""
+        ...
+
+    def inventory(self, removals: Sequence[Removal]) -> Mapping[SagaId, Mapping[str, Any]]:
+        """What the store holds of the live versions that deletions will remove, by deletion:
+        counts and digests, no content."""
+        ...
+
+    def remove(self, removals: Sequence[Removal]) -> Mapping[SagaId, int]:
+        """Remove every version that is older than the deletion; items removed by deletion."""
+        ...
+
+    def read_back(self, removals: Sequence[Removal]) -> Mapping[SagaId, Mapping[str, int]]:
+        """How many items each query path still shows of such versions, by deletion."""
         ...
 
     def undo(self, refs: Sequence[VersionRef]) -> Mapping[SagaId, int]:

@@ -63,6 +63,13 @@ class ModelCache(ModelStore):
         self._fences[ref.document_id] = ref.version
         return True
 
+    def _bury(self, ref: VersionRef, older: Sequence[Item]) -> None:
+        for item in older:
+            self._staged.pop(item.ref.saga_id, None)
+        if self._fence(ref) <= ref.version:
+            self._fences[ref.document_id] = ref.version
+            self.live.pop(ref.document_id, None)
+
     def _fence(self, ref: VersionRef) -> int:
         return self._fences.get(ref.document_id, 0)
 

@@ -14,6 +14,7 @@ from datetime import datetime
 from apex_dagster.simulation.breaker_statements import BreakerStatements
 from apex_dagster.simulation.ledger_statements import LedgerStatements, is_unfinished
 from apex_dagster.simulation.opening_statements import OpeningStatements
+from apex_dagster.simulation.removal_statements import RemovalStatements
 from apex_dagster.simulation.retry_statements import RetryStatements
 from apex_dagster.simulation.tables import Row, Tables, Values
 from apex_dagster.sql import load_queries
@@ -21,14 +22,16 @@ from apex_dagster.sql import load_queries
 # The text of a statement -> its name, "file:name".
 STATEMENTS = {
     text: f"{file}:{name}"
-    for file in ("ledger", "opening", "scheduled_retry", "wakeup", "breaker")
+    for file in ("ledger", "opening", "scheduled_retry", "removal", "wakeup", "breaker")
     for name, text in load_queries("apex_dagster.saga", f"{file}.sql").items()
 }
 _WRITES = re.compile(r"\b(INSERT INTO|UPDATE|DELETE FROM) apex\.")
 _WRITING = frozenset(name for text, name in STATEMENTS.items() if _WRITES.search(text))
 
 
-class Database(LedgerStatements, OpeningStatements, RetryStatements, BreakerStatements):
+class Database(
+    LedgerStatements, OpeningStatements, RetryStatements, RemovalStatements, BreakerStatements
+):
     """Tables and statements. `name_saga` may replace the random id of a saga about to be inserted,
     so that a seed replays: ids decide the order in which sagas are locked, moved and returned."""
 

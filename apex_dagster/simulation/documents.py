@@ -27,6 +27,11 @@ def submission(document_id: str, *, edition: int, chunks: int, trouble: str | No
     )
 
 
+def deletion(document_id: str) -> Submission:
+    """The wish that a document of `submission` be deleted."""
+    return Submission.deletion(document_id)
+
+
 def chunk_count(document: Document) -> int:
     """Chunks of a document of `submission`."""
     return int(document.content.partition(b":")[2])

@@ -10,13 +10,13 @@ from __future__ import annotations
 import random
 
 from apex_dagster.ingestion.ingest import Submission
-from apex_dagster.simulation.documents import TROUBLES, submission
+from apex_dagster.simulation.documents import TROUBLES, deletion, submission
 from apex_dagster.simulation.plan import FAULTS_S, SERVERS, Outage, Plan, PlannedRun
 from apex_dagster.simulation.scenes import SCENES
 from apex_dagster.simulation.trouble import draw_traps
 from apex_dagster.simulation.world import Weather
 
-_SCENES_SHARE = 0.35  # of all seeds
+_SCENES_SHARE = 0.45  # of all seeds
 
 
 def draw_plan(seed: int) -> Plan:
@@ -50,8 +50,11 @@ def _weather(draw: random.Random) -> Weather:
 
 def _runs(draw: random.Random) -> list[PlannedRun]:
     documents = draw.choice((1, 1, 1, 2, 3))  # versions of one document meet most often
+    deletes_share = draw.choice((0.0, 0.0, 0.3, 0.5))
     left = [
-        submission(
+        deletion(f"d{draw.randint(1, documents)}")
+        if draw.random() < deletes_share
+        else submission(
             f"d{draw.randint(1, documents)}",
             edition=draw.randint(1, 9),
             chunks=draw.randint(1, 3),

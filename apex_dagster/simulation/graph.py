@@ -70,6 +70,13 @@ class ModelGraph(ModelStore):
             self._versions[old.saga_id] = replace(replaced, status="superseded")
         return True
 
+    def _bury(self, ref: VersionRef, older: Sequence[Item]) -> None:
+        self._fences[ref.document_id] = max(self._fence(ref), ref.version)
+        for item in older:
+            mentioned = self._mentions.pop(item.ref.saga_id)
+            del self._versions[item.ref.saga_id]
+            self.entities -= mentioned - frozenset[str]().union(*self._mentions.values())
+
     def _fence(self, ref: VersionRef) -> int:
         return self._fences.get(ref.document_id, 0)
 

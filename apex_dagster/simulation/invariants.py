@@ -10,7 +10,7 @@ from apex_dagster.records import SagaId
 from apex_dagster.simulation.cache import ModelCache
 from apex_dagster.simulation.database import Database
 from apex_dagster.simulation.graph import ModelGraph
-from apex_dagster.simulation.ledger_statements import failures_of
+from apex_dagster.simulation.ledger_statements import failures_of, head_of
 from apex_dagster.simulation.model_store import ModelStore
 from apex_dagster.simulation.parts import SCHEDULE
 from apex_dagster.simulation.tables import Row, Tables
@@ -67,12 +67,25 @@ class Invariants:
             self._check_committed(name)
         if "redis" in changed:
             self._check_cache()
+        self._check_deleted(changed)
         self._check_direct_readers()
         self.raise_found()
 
     def check_whole(self, saga_id: SagaId, what: str) -> None:
-        """A reader that was sent to this version finds all of it in every store."""
-        self._check_whole(saga_id, what, set(self._stores))
+        """A reader that was sent to this version finds all of it in every store, unless it has been
+        deleted meanwhile: content goes at once then, and the reader has to look again."""
+        if not self._is_deleted(self._tables.sagas[saga_id]):
+            self._check_whole(saga_id, what, set(self._stores))
+
+    def _is_deleted(self, saga: Row) -> bool:
+        """Whether its document was deleted after it."""
+        return any(
+            other["kind"] == "delete"
+            and other["status"] == "completed"
+            and other["document_id"] == saga["document_id"]
+            and other["version"] > saga["version"]
+            for other in self._tables.sagas.values()
+        )
 
     def _check_whole(self, saga_id: SagaId, what: str, names: set[str]) -> None:
         saga = self._tables.sagas[saga_id]
@@ -125,6 +138,25 @@ class Invariants:
                 newest[document_id] = max(newest[document_id], saga["version"])
         return newest
 
+    def _check_deleted(self, names: set[str]) -> None:
+        """Once a deletion is over, no store shows anything older than it; Qdrant: see below."""
+        over = [
+            saga
+            for saga in self._tables.sagas.values()
+            if saga["kind"] == "delete" and saga["published_at"] is not None
+        ]
+        for saga in over:
+            if saga["saga_id"] not in self._tables.receipts:
+                self.found.append(f"{saga['saga_id']} is over, and there is no receipt of it")
+            self._check_erased(saga, at_rest=False)
+            for name in sorted(names - {"qdrant"}):
+                if name == "redis" and self.fences_were_lost:
+                    continue
+                for item in self._stores[name].items():
+                    older = item.ref.version < saga["version"] and item.status != "staged"
+                    if older and item.ref.document_id == saga["document_id"]:
+                        self.found.append(f"{name} shows {item}, deleted by {saga['saga_id']}")
+
     # -- the residual ------------------------------------------------------------------------------
 
     def _check_direct_readers(self) -> None:
@@ -146,9 +178,9 @@ class Invariants:
         shown = {i.ref for i in self._stores["qdrant"].items() if i.status == "committed"}
         tables, dead = self._tables, []
         for ref in sorted(shown):
-            live_saga_id = tables.documents[ref.document_id]["live_saga_id"]
-            live = tables.sagas.get(live_saga_id or "")
-            if live_saga_id != ref.saga_id and live and live["published_at"] is not None:
+            head_saga_id = head_of(tables.documents[ref.document_id])
+            head = tables.sagas.get(head_saga_id or "")
+            if head_saga_id != ref.saga_id and head and head["published_at"] is not None:
                 dead.append(ref.saga_id)
         return dead
 
@@ -184,6 +216,8 @@ class Invariants:
         for saga_id in sorted(files - succeeded):
             saga, entry = sagas[saga_id], quarantine.get(saga_id)
             passing = saga["status"] == "compensated" and saga["error"]["class"] in _PASSING
+            if self._is_deleted(saga):
+                continue  # which overrules it, unless it was asked for again
             if passing and (entry is None or entry["released_at"]):
                 self.found.append(f"{saga_id} has failed for a passing cause and is forgotten")
         for saga in sagas.values():
@@ -197,12 +231,21 @@ class Invariants:
         for document_id, document in self._tables.documents.items():
             self._check_document(document_id, document)
         live = {d["live_saga_id"] for d in self._tables.documents.values()}
+        tombstones = {d["tombstone_saga_id"] for d in self._tables.documents.values()} - {None}
         for name, store in self._stores.items():
             for item in store.items():
                 # In Redis, what lands late after its live entry expired goes by its own TTL.
                 right = item.status == "committed" or name == "redis"
-                if item.ref.saga_id not in live or not right:
+                is_tombstone = item.status == "deleted" and item.ref.saga_id in tombstones
+                if (item.ref.saga_id not in live or not right) and not is_tombstone:
                     self.found.append(f"{name} still holds {item}")
+        for saga in self._tables.sagas.values():
+            if saga["kind"] == "delete" and saga["status"] == "completed":
+                self._check_erased(saga, at_rest=True)
+        # What a late publish of an older version meets there.
+        entombed = {i.ref.saga_id for i in self._stores["qdrant"].items() if i.status == "deleted"}
+        lost = sorted(tombstones - entombed)
+        self.found += [f"qdrant has lost the tombstone {saga_id}" for saga_id in lost]
         graph = self._stores["neo4j"]
         assert isinstance(graph, ModelGraph)
         if graph.entities != frozenset[str]().union(*(graph.mentioned(s) for s in live if s)):
@@ -213,14 +256,31 @@ class Invariants:
         self.found += [f"sweep left: {sweep}" for sweep in self._tables.sweeps.values()]
         self.raise_found()
 
+    def _check_erased(self, deletion: Row, *, at_rest: bool) -> None:
+        """Nothing is kept of what was submitted before this deletion. What ended after the pivot of
+        that is erased by its sweep, so it may be there until everything is at rest."""
+        for saga_id in self._tables.extractions:
+            saga = self._tables.sagas[saga_id]
+            same = deletion["document_id"] == saga["document_id"]
+            if not same or deletion["arrival"] <= saga["arrival"]:
+                continue
+            if self._database.is_in_quarantine(saga_id):
+                continue  # an undo had failed, and an operator has not dropped it yet
+            if at_rest or (saga["ended_at"] and saga["ended_at"] < deletion["ended_at"]):
+                self.found.append(f"{saga_id} is kept, deleted by {deletion['saga_id']}")
+
     def _check_document(self, document_id: str, document: Row) -> None:
         sagas = [s for s in self._tables.sagas.values() if s["document_id"] == document_id]
         completed = [saga for saga in sagas if saga["status"] == "completed"]
         newest = max(completed, key=lambda saga: saga["arrival"], default=None)
-        if (newest["saga_id"] if newest else None) != document["live_saga_id"]:
-            self.found.append(f"{document_id} shows {document['live_saga_id']}, not {newest}")
+        if (newest["saga_id"] if newest else None) != head_of(document):
+            self.found.append(f"{document_id} shows {head_of(document)}, not {newest}")
+        deleted = newest is not None and newest["kind"] == "delete"
+        if deleted != (document["tombstone_saga_id"] is not None):
+            self.found.append(f"{document_id} is shown, or not, against {newest}")
         cached = {item.ref.saga_id for item in self._cache.items()}
-        if newest and not self.entries_were_lost and newest["saga_id"] not in cached:
+        is_lost = newest and not deleted and newest["saga_id"] not in cached
+        if newest and is_lost and not self.entries_were_lost:
             self.found.append(f"the cache lost {newest['saga_id']}")
         for saga in sagas:
             if saga["status"] not in ("completed", "compensated"):

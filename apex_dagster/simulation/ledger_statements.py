@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from datetime import timedelta
 
+from apex_dagster.records import SagaId
 from apex_dagster.simulation.tables import Row, Statements, Values
 
 _ENDED = ("completed", "compensated", "failed")
@@ -120,13 +121,15 @@ class LedgerStatements(Statements):
 
     def _lock_documents(self, v: Values) -> Iterable[Row]:
         for document in self._documents(v):
-            live = self.tables.sagas.get(document["live_saga_id"] or "")
+            head = self.tables.sagas.get(head_of(document) or "")
             yield {
                 "document_id": document["document_id"],
                 "live_version": document["live_version"],
                 "live_saga_id": document["live_saga_id"],
-                "live_arrival": live["arrival"] if live else None,
-                "live_is_unpublished": live is not None and live["published_at"] is None,
+                "head_version": head["version"] if head else None,
+                "head_saga_id": head["saga_id"] if head else None,
+                "head_arrival": head["arrival"] if head else None,
+                "head_is_unpublished": head is not None and head["published_at"] is None,
             }
 
     def _point_documents(self, v: Values) -> Iterable[Row]:
@@ -136,16 +139,33 @@ class LedgerStatements(Statements):
                 "live_version": version,
                 "live_saga_id": saga_id,
                 "content_hash": content_hash,
+                "tombstone_version": None,
+                "tombstone_saga_id": None,
+            }
+        return []
+
+    def _bury_documents(self, v: Values) -> Iterable[Row]:
+        columns = (v["document_ids"], v["versions"], v["saga_ids"])
+        for document_id, version, saga_id in zip(*columns, strict=True):
+            self.tables.documents[document_id] = self.tables.documents[document_id] | {
+                "live_version": None,
+                "live_saga_id": None,
+                "content_hash": None,
+                "tombstone_version": version,
+                "tombstone_saga_id": saga_id,
             }
         return []
 
     def _publications(self, v: Values) -> Iterable[Row]:
         for saga in self._chosen(v):
-            if self.tables.documents[saga["document_id"]]["live_saga_id"] != saga["saga_id"]:
+            if head_of(self.tables.documents[saga["document_id"]]) != saga["saga_id"]:
                 continue
             old = self.tables.sagas.get(saga["replaces_saga_id"] or "")
+            if old and old["kind"] == "delete":
+                old = None
             yield {
                 "saga_id": saga["saga_id"],
+                "kind": saga["kind"],
                 "document_id": saga["document_id"],
                 "version": saga["version"],
                 "replaced_saga_id": old["saga_id"] if old else None,
@@ -179,15 +199,33 @@ class LedgerStatements(Statements):
 
     def _drop_extractions(self, v: Values) -> Iterable[Row]:
         for saga in self._chosen(v):
-            if saga["status"] == "completed":
+            if self.is_in_quarantine(saga["saga_id"]):
+                continue
+            if saga["status"] == "completed" or self._was_deleted_after(saga):
                 self.tables.extractions.pop(saga["saga_id"], None)
         return []
+
+    def _was_deleted_after(self, saga: Row) -> bool:
+        return any(
+            (other["kind"], other["status"]) == ("delete", "completed")
+            and other["document_id"] == saga["document_id"]
+            and other["arrival"] > saga["arrival"]
+            for other in self._all()
+        )
+
+    def is_in_quarantine(self, saga_id: str) -> bool:
+        """Whether it waits there for somebody."""
+        entry = self.tables.quarantine.get(saga_id)
+        return bool(entry and not entry["released_at"] and not entry["dropped_at"])
 
     def _announce(self, v: Values) -> Iterable[Row]:
         return []  # nobody waits here
 
     def _quarantine(self, v: Values) -> Iterable[Row]:
         for saga in self._chosen(v):
+            unwanted = saga["kind"] == "delete" or self._was_deleted_after(saga)
+            if unwanted and saga["status"] != "failed":
+                continue
             error = saga["error"] or {}
             tried = [s["takeovers"] + 1 for s in failures_of(self._all(), saga)]
             before = self.tables.quarantine.get(saga["saga_id"], {"dropped_at": None})
@@ -242,12 +280,21 @@ class LedgerStatements(Statements):
         return sorted(found, key=lambda saga: saga["arrival"])
 
     def _pointers(self, v: Values) -> Iterable[Row]:
-        columns = ("document_id", "live_version", "live_saga_id", "content_hash")
+        columns = (
+            *("document_id", "live_version", "live_saga_id", "content_hash"),
+            "tombstone_saga_id",
+        )
         return [{column: row[column] for column in columns} for row in self._documents(v)]
 
     def _events(self, v: Values) -> Iterable[Row]:
         events = self.tables.events.values()
         return [event for event in events if event["saga_id"] == v["saga_id"]]
+
+
+def head_of(document: Row) -> SagaId | None:
+    """The saga that was decided last: of the live version, or of the deletion that took it away."""
+    head: SagaId | None = document["live_saga_id"] or document["tombstone_saga_id"]
+    return head
 
 
 def is_unfinished(saga: Row) -> bool:
@@ -269,4 +316,4 @@ def failures_of(sagas: Iterable[Row], saga: Row) -> list[Row]:
 def _is_dead(saga: Row, document: Row) -> bool:
     published = saga["status"] == "completed" and saga["published_at"] is not None
     ended = published or saga["status"] == "compensated"
-    return bool(ended and document["live_saga_id"] != saga["saga_id"])
+    return bool(ended and head_of(document) != saga["saga_id"])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from apex_dagster.errors import StoreRejected
-from apex_dagster.records import Publication, Receipt, SagaId, StagedVersion, VersionRef
+from apex_dagster.records import Publication, Receipt, Removal, SagaId, StagedVersion, VersionRef
 from apex_dagster.simulation.documents import REFUSED_BY
 from apex_dagster.simulation.network import Network
 
@@ -59,6 +59,46 @@ class ModelStore:
     def discard(self, batch: Sequence[VersionRef]) -> Mapping[SagaId, int]:
         return self._remove(batch, "discard", lambda item: True)
 
+    def remove(self, batch: Sequence[Removal]) -> Mapping[SagaId, int]:
+        """In one request; Qdrant needs more."""
+        counts: dict[SagaId, int] = {}
+        told = what("remove before", [removal.ref for removal in batch])
+        self._request(told, lambda: counts.update(self._remove_older(batch)))
+        return {removal.ref.saga_id: counts.get(removal.ref.saga_id, 0) for removal in batch}
+
+    def _remove_older(self, batch: Sequence[Removal]) -> dict[SagaId, int]:
+        counts: dict[SagaId, int] = {}
+        for removal in batch:
+            older = self.older_than(removal.ref)
+            self.removed.update(item.ref.saga_id for item in older)
+            self._bury(removal.ref, older)
+            counts[removal.ref.saga_id] = len(older)
+        return counts
+
+    def _bury(self, ref: VersionRef, older: Sequence[Item]) -> None:
+        """Forget these, and fence off what is older than the deletion."""
+        raise NotImplementedError
+
+    def read_back(self, batch: Sequence[Removal]) -> Mapping[SagaId, Mapping[str, int]]:
+        shown: dict[SagaId, Mapping[str, int]] = {}
+
+        def apply() -> None:
+            for removal in batch:
+                older = [item.status for item in self.older_than(removal.ref)]
+                count = sum(status not in ("staged", "deleted") for status in older)
+                shown[removal.ref.saga_id] = {"items": count}
+
+        self._request(what("read back", [removal.ref for removal in batch]), apply)
+        return shown
+
+    def older_than(self, ref: VersionRef) -> list[Item]:
+        """Items of this document's versions before this one."""
+        return [
+            item
+            for item in self.items()
+            if item.ref.document_id == ref.document_id and item.ref.version < ref.version
+        ]
+
     def digest(self, document_id: str, version: int) -> str | None:
         found = sorted(
             f"{item.content} {item.status}"
@@ -105,6 +145,11 @@ class ModelStore:
 def item_of(version: StagedVersion) -> Item:
     """What a store holds of it at first."""
     return Item(ref=version.ref, content=version.extraction.content_hash)
+
+
+def tombstone(ref: VersionRef) -> Item:
+    """What stands for a deleted document where a store cannot do without."""
+    return Item(ref=ref, content="", status="deleted")
 
 
 def what(verb: str, refs: Sequence[VersionRef]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from apex_dagster.simulation.database import Database
+from apex_dagster.simulation.ledger_statements import head_of
 from apex_dagster.simulation.model_store import ModelStore
 from apex_dagster.simulation.tables import Row, Tables
 
@@ -50,7 +51,7 @@ class MoveWatch:
                 self._check_undo(was, saga)
         for document_id, document in tables.documents.items():
             was = before.documents.get(document_id)
-            if was is not None and was["live_saga_id"] != document["live_saga_id"]:
+            if was is not None and head_of(was) != head_of(document):
                 self._check_pointer(was, document)
 
     def _check_opened(self, saga: Row) -> None:
@@ -93,13 +94,17 @@ class MoveWatch:
                 self._report(f"{step} of {saga['saga_id']} was not undone, but had written")
 
     def _check_pointer(self, was: Row, document: Row) -> None:
-        """A version becomes live after all that it builds on and that came before it."""
+        """A version becomes live, or a document is deleted, after all that it builds on and that
+        came before it."""
         sagas = self._database.tables.sagas
-        live, old = sagas[document["live_saga_id"]], sagas.get(was["live_saga_id"] or "")
+        live, old = sagas[head_of(document) or ""], sagas.get(head_of(was) or "")
         name = live["saga_id"]
-        if live["status"] != "completed" or live["version"] != document["live_version"]:
+        version = document["tombstone_version"] or document["live_version"]
+        if live["status"] != "completed" or live["version"] != version:
             self._report(f"the pointer names {name}, which is {live['status']}")
-        if live["expected_version"] != was["live_version"]:
+        if (live["kind"] == "delete") != (document["live_saga_id"] is None):
+            self._report(f"{name} is a deletion and live, or the other way round")
+        if live["expected_version"] != (old["version"] if old else None):
             self._report(f"{name} has replaced a version that it does not build on")
         if old is None:
             return

@@ -31,12 +31,17 @@ class OpeningStatements(Statements):
                     "live_version": None,
                     "live_saga_id": None,
                     "content_hash": None,
+                    "tombstone_version": None,
+                    "tombstone_saga_id": None,
                 },
             )
         return []
 
     def _lock_documents_to_open(self, v: Values) -> Iterable[Row]:
-        same = ("document_id", "last_version", "live_version", "live_saga_id")
+        same = (
+            *("document_id", "last_version", "live_version", "live_saga_id"),
+            *("tombstone_version", "tombstone_saga_id"),
+        )
         return [
             {name: row[name] for name in same} | {"live_content_hash": row["content_hash"]}
             for row in self._documents(v)
@@ -63,6 +68,7 @@ class OpeningStatements(Statements):
             "predecessor_saga_id": "predecessors",
             "arrival": "arrivals",
             "pinned": "pinned",
+            "kind": "kinds",
         }
         return [self._insert_saga(row, v) for row in _rows(v, names)]
 
@@ -77,7 +83,6 @@ class OpeningStatements(Statements):
             | new
             | {
                 "saga_id": self.name_saga(new["saga_id"], new["document_id"]),
-                "kind": "ingest",
                 "status": "pending",
                 "started_steps": [],
                 "completed_steps": {},

@@ -69,7 +69,7 @@ class Plan:
         """The plan for people."""
         told = [
             f"run at {run.at_s:.1f} s: "
-            + ", ".join(f"{s.document.document_id} {s.document.content!r}" for s in run.submissions)
+            + ", ".join(_told(submission) for submission in run.submissions)
             + (f"; again after {run.again_after_s} s" if run.again_after_s else "")
             + (f"; cancelled after {run.cancel_after_s:.1f} s" if run.cancel_after_s else "")
             for run in self.runs
@@ -84,3 +84,10 @@ class Plan:
             *told,
             "weather: " + (", ".join(f"{n} {r:.3f}" for n, r in rates.items()) or "fair"),
         ]
+
+
+def _told(submission: Submission) -> str:
+    document = submission.document
+    if submission.deletes:
+        return f"delete {document.document_id}"
+    return f"{document.document_id} {document.content!r}"

@@ -43,7 +43,13 @@ class ModelRelational(ModelStore):
 
     def _live(self, document_id: str) -> tuple[str | None, int]:
         row = self._database.tables.documents[document_id]
-        return row["live_saga_id"], row["live_version"] or 0
+        return row["live_saga_id"], row["live_version"] or row["tombstone_version"] or 0
+
+    def _bury(self, ref: VersionRef, older: Sequence[Item]) -> None:
+        live_saga_id, _ = self._live(ref.document_id)
+        for item in older:
+            if item.ref.saga_id != live_saga_id:
+                del self._versions[item.ref.saga_id]
 
     def publish(self, batch: Sequence[Publication]) -> None:
         def apply() -> None:

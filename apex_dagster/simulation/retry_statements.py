@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import timedelta
 
-from apex_dagster.simulation.ledger_statements import failures_of
+from apex_dagster.simulation.ledger_statements import failures_of, head_of
 from apex_dagster.simulation.tables import Row, Statements, Values
 
 
@@ -55,8 +55,8 @@ class RetryStatements(Statements):
         return []
 
     def _live_sagas(self, v: Values) -> Iterable[Row]:
-        live = (document["live_saga_id"] for document in self._documents(v))
-        return [self.tables.sagas[saga_id] for saga_id in sorted(filter(None, live))]
+        heads = (head_of(document) for document in self._documents(v))
+        return [self.tables.sagas[saga_id] for saga_id in sorted(filter(None, heads))]
 
     def _asked_again(self, v: Values) -> Iterable[Row]:
         for saga in self._chosen(v):

@@ -98,7 +98,8 @@ class _Scenario:
             "qdrant": parts.vectors(self._network),
             "redis": self._cache,
         }
-        documents = [s.document for run in plan.runs for s in run.submissions]
+        submissions = [s for run in plan.runs for s in run.submissions if not s.deletes]
+        documents = [submission.document for submission in submissions]
         chunks = {content_hash(document): chunk_count(document) for document in documents}
         self._invariants = Invariants(self.world, self._database, stores, chunks)
         self._network.on_change = self._invariants.note_change
@@ -221,4 +222,5 @@ class _Scenario:
         self._cache.forget()
 
     def _name_saga(self, saga_id: str, document_id: str) -> SagaId:
-        return SagaId(f"ingest_{document_id}_{self.world.random.getrandbits(64):016x}")
+        kind = saga_id.partition("_")[0]
+        return SagaId(f"{kind}_{document_id}_{self.world.random.getrandbits(64):016x}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from apex_dagster.simulation.documents import submission
+from apex_dagster.simulation.documents import deletion, submission
 from apex_dagster.simulation.plan import Plan, PlannedRun
 from apex_dagster.simulation.traps import Trap
 from apex_dagster.simulation.world import Weather
@@ -67,6 +67,47 @@ def three_rivals(draw: random.Random, plan: Plan) -> Plan:
     return _fair(plan, traps, *(_run(draw, draw.uniform(0.0, 0.2)) for _ in range(3)))
 
 
+def late_mark_of_a_deleted_version(draw: random.Random, plan: Plan) -> Plan:
+    """A publisher is stopped before a store, or its request lands once more, when the document has
+    been deleted."""
+    request = draw.choice(("redis publish", "neo4j publish", "qdrant set_payload", "qdrant facet"))
+    trap = Trap(
+        at=request, act=draw.choice(("stop", "twice")), nth=1, delay_s=draw.uniform(60.0, 200.0)
+    )
+    return _fair(plan, (trap,), _run(draw, 0.0), _deletion(draw, draw.uniform(35.0, 55.0)))
+
+
+def late_removal(draw: random.Random, plan: Plan) -> Plan:
+    """A removal lands once more when the document has been submitted again."""
+    store = draw.choice(("neo4j", "postgres", "qdrant", "redis"))
+    delay_s = draw.uniform(5.0, 100.0)
+    traps = (Trap(at=f"{store} remove", act="twice", nth=1, delay_s=delay_s),)
+    again = _run(draw, draw.uniform(3.0, 8.0))
+    return _fair(plan, traps, _run(draw, 0.0), _deletion(draw, 2.0), again)
+
+
+def deletion_between_rivals(draw: random.Random, plan: Plan) -> Plan:
+    """What was submitted before a deletion comes to its pivot when that is over."""
+    step = draw.choice(("recorded:qdrant_write", "recorded:redis_write", "staged"))
+    traps = (Trap(at=step, act="stop", nth=draw.randint(1, 2), delay_s=draw.uniform(2.0, 25.0)),)
+    early = (_run(draw, 0.0), _run(draw, draw.uniform(0.0, 0.5)))
+    return _fair(plan, traps, *early, _deletion(draw, draw.uniform(0.5, 1.5)))
+
+
+def deletion_left_half_way(draw: random.Random, plan: Plan) -> Plan:
+    """Whoever deletes dies, and somebody else goes on."""
+    moments = ("pivoted", "erasing", "erased", "read_back", "marked", "closed")
+    steps = ("neo4j_write", "postgres_write", "qdrant_write", "redis_write")
+    places = [f"{moment}:{step}" for moment in ("removing", "removed") for step in steps]
+    traps = (Trap(at=draw.choice((*moments, *places)), act="die", nth=1),)
+    return _fair(plan, traps, _run(draw, 0.0), _deletion(draw, draw.uniform(2.0, 8.0)))
+
+
+def _deletion(draw: random.Random, at_s: float) -> PlannedRun:
+    op_by_op = draw.random() < 0.5
+    return PlannedRun(at_s=at_s, submissions=(deletion("d1"),), op_by_op=op_by_op, hook=True)
+
+
 def _run(draw: random.Random, at_s: float) -> PlannedRun:
     chunks = draw.randint(1, 3)
     document = submission("d1", edition=draw.randint(1, 9), chunks=chunks, trouble=None)
@@ -87,4 +128,8 @@ SCENES = (
     late_stage_of_a_dead_saga,
     late_pivot_of_a_dead_saga,
     three_rivals,
+    late_mark_of_a_deleted_version,
+    late_removal,
+    deletion_between_rivals,
+    deletion_left_half_way,
 )

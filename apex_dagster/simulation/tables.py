@@ -27,6 +27,7 @@ class Tables:
     quarantine: dict[str, Row] = field(default_factory=dict)
     events: dict[tuple[str, int], Row] = field(default_factory=dict)
     breakers: dict[str, Row] = field(default_factory=dict)
+    receipts: dict[str, Row] = field(default_factory=dict)
 
     def copy(self) -> Tables:
         """A snapshot."""

@@ -6,8 +6,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 
 from apex_dagster.errors import ApexError, StageMissing
-from apex_dagster.records import Publication, SagaId, StagedVersion, VersionRef
-from apex_dagster.simulation.model_store import Item, ModelStore, item_of, what
+from apex_dagster.records import Publication, Removal, SagaId, StagedVersion, VersionRef
+from apex_dagster.simulation.model_store import Item, ModelStore, item_of, tombstone, what
 from apex_dagster.simulation.network import Network
 
 _POINTS_PER_REQUEST = 2
@@ -68,6 +68,31 @@ class ModelVectors(ModelStore):
         self._mark(replaced - live, "committed", "superseded")
         if missing := sorted({p.ref.saga_id for p in current} - live):
             raise StageMissing(self.name, missing)
+
+    def remove(self, batch: Sequence[Removal]) -> Mapping[SagaId, int]:
+        """The tombstones, a look at what there is to remove, its removal: three requests."""
+        refs = [removal.ref for removal in batch]
+        counts: dict[SagaId, int] = {}
+
+        def count() -> None:
+            counts.update({ref.saga_id: len(self.older_than(ref)) for ref in refs})
+
+        self._request(what("upsert tombstones", refs), lambda: self._entomb(refs))
+        self._request(what("facet to remove before", refs), count)
+        found = [removal for removal in batch if counts[removal.ref.saga_id]]
+        if found:
+            told = what("remove before", [removal.ref for removal in found])
+            self._request(told, lambda: self._remove_older(found))
+        return counts
+
+    def _entomb(self, refs: Sequence[VersionRef]) -> None:
+        for ref in refs:
+            self._points.setdefault((ref.saga_id, "tombstone"), tombstone(ref))
+
+    def _bury(self, ref: VersionRef, older: Sequence[Item]) -> None:
+        gone = set(older)
+        for key in [key for key, item in self._points.items() if item in gone]:
+            del self._points[key]
 
     def _is_overtaken(self, ref: VersionRef) -> bool:
         return any(

@@ -95,6 +95,29 @@ MATCH (:DocumentVersion {saga_id: saga_id})-[:MENTIONS]->(e:Entity)
 WITH DISTINCT e ORDER BY e.key
 SET e.touched = timestamp()
 
+// raise_fences //
+// A deletion counts as published: no older version is marked committed after it.
+UNWIND $removals AS removal
+MATCH (d:Document {document_id: removal.document_id}) WHERE d.fence < removal.version
+SET d.fence = removal.version
+
+// find_older //
+UNWIND $removals AS removal
+MATCH (v:DocumentVersion {document_id: removal.document_id}) WHERE v.version < removal.version
+RETURN v.saga_id AS saga_id, removal.deletion AS deletion
+
+// count_older //
+UNWIND $removals AS removal
+OPTIONAL MATCH (v:DocumentVersion {document_id: removal.document_id})
+WHERE v.version < removal.version AND v.ingestion_status <> 'staged'
+RETURN removal.deletion AS deletion, count(v) AS versions,
+       sum(COUNT { (v)-[:MENTIONS]->() } + COUNT { ()-[:RELATES {saga_id: v.saga_id}]->() }) AS edges
+
+// entities_of //
+UNWIND $saga_ids AS saga_id
+MATCH (:DocumentVersion {saga_id: saga_id})-[:MENTIONS]->(e:Entity)
+RETURN DISTINCT e.key AS key
+
 // delete_relations //
 UNWIND $saga_ids AS saga_id
 MATCH ()-[r:RELATES {saga_id: saga_id}]->()

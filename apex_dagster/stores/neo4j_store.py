@@ -44,7 +44,7 @@ from apex_dagster.errors import (
     StoreRejected,
     StoreUnavailable,
 )
-from apex_dagster.records import Publication, Receipt, SagaId, StagedVersion, VersionRef
+from apex_dagster.records import Publication, Receipt, Removal, SagaId, StagedVersion, VersionRef
 from apex_dagster.stores.contents import Contents, Items, expected_in_neo4j, items_in_neo4j
 from apex_dagster.stores.neo4j_graph import NOTHING, graph_of, neighbourhood_of
 from apex_dagster.stores.reading import Graph
@@ -140,6 +140,27 @@ class Neo4jStore:
             self._create(run, due)
             run("restore_entities", saga_ids=saga_ids).consume()
             _mark(run, [row for row in rows if row["saga_id"] in saga_ids])
+
+    def remove(self, batch: Sequence[Removal]) -> Mapping[SagaId, int]:
+        """Entities that nothing else mentions go as well: their names came from the document."""
+        removed = {removal.ref.saga_id: 0 for removal in batch}
+        rows = [_removal_row(removal) for removal in sorted(batch, key=lambda each: each.ref)]
+        with self._transaction() as run:
+            run("lock_documents", document_ids=sorted({row["document_id"] for row in rows}))
+            run("raise_fences", removals=rows).consume()
+            older = {r["saga_id"]: r["deletion"] for r in run("find_older", removals=rows)}
+            for saga_id, count in _delete_versions(run, list(older)).items():
+                removed[older[saga_id]] += count
+        return removed
+
+    def read_back(self, batch: Sequence[Removal]) -> Mapping[SagaId, Mapping[str, int]]:
+        with self._transaction() as run:
+            records = run("count_older", removals=[_removal_row(removal) for removal in batch])
+            shown = {
+                record["deletion"]: {"versions": record["versions"], "graph": record["edges"]}
+                for record in records
+            }
+        return {removal.ref.saga_id: shown[removal.ref.saga_id] for removal in batch}
 
     def digest(self, document_id: str, version: int) -> str | None:
         with self._transaction() as run:
@@ -365,6 +386,27 @@ def _mark(run: Run, publications: Sequence[Row]) -> None:
     ):
         for name in ("mark_mentions", "mark_relations") if saga_ids else ():
             run(name, saga_ids=saga_ids, from_status=old, to_status=new).consume()
+
+
+def _delete_versions(run: Run, saga_ids: Sequence[SagaId]) -> dict[SagaId, int]:
+    """Delete versions of deleted documents, and entities that only they mentioned; items by saga.
+
+    The order of locks is that of `Neo4jStore._remove`.
+    """
+    removed = dict.fromkeys(_lock_versions(run, saga_ids), 1)
+    run("lock_entities_of", saga_ids=saga_ids).consume()
+    keys = sorted(record["key"] for record in run("entities_of", saga_ids=saga_ids))
+    for name in ("delete_relations", "delete_mentions"):
+        for record in run(name, saga_ids=saga_ids):
+            removed[record["saga_id"]] += record["removed"]
+    run("delete_versions", saga_ids=saga_ids).consume()
+    run("delete_orphans", keys=keys).consume()
+    return removed
+
+
+def _removal_row(removal: Removal) -> Row:
+    ref = removal.ref
+    return {"document_id": ref.document_id, "version": ref.version, "deletion": ref.saga_id}
 
 
 def _publication_row(publication: Publication) -> Row:

@@ -47,7 +47,8 @@ COPY apex.chunks (
 SELECT saga_id, chunk_count FROM apex.document_versions WHERE saga_id = ANY (%(saga_ids)s::text[])
 
 -- lock_pointers --
-SELECT document_id, live_saga_id, live_version FROM apex.documents
+-- With the version that was decided last, be it a deletion.
+SELECT document_id, live_saga_id, coalesce(live_version, tombstone_version) FROM apex.documents
 WHERE document_id = ANY (%(document_ids)s::text[]) ORDER BY document_id FOR SHARE
 
 -- lock_versions --
@@ -78,6 +79,27 @@ WHERE saga_id = ANY (%(saga_ids)s::text[]) OR chunk_id = ANY (%(chunk_ids)s::uui
 -- delete_versions --
 DELETE FROM apex.document_versions
 WHERE saga_id = ANY (%(saga_ids)s::text[]) AND ingestion_status = ANY (%(statuses)s::text[])
+
+-- older_sagas --
+-- Every saga of these documents that is older than the deletion. None can ever be live again.
+SELECT s.saga_id, o.deletion
+FROM unnest(%(deletions)s::text[], %(document_ids)s::text[], %(versions)s::integer[])
+     AS o (deletion, document_id, version)
+JOIN apex.saga_state s ON s.document_id = o.document_id AND s.version < o.version
+
+-- count_older --
+-- What a direct reader finds of them, by table and by the full-text index.
+SELECT o.deletion,
+       (SELECT count(*) FROM apex.document_versions v
+        WHERE v.document_id = o.document_id AND v.version < o.version AND v.ingestion_status <> 'staged'),
+       coalesce(sum(c.chunks), 0)::integer, coalesce(sum(c.searchable), 0)::integer
+FROM unnest(%(deletions)s::text[], %(document_ids)s::text[], %(versions)s::integer[])
+     AS o (deletion, document_id, version)
+JOIN apex.saga_state s ON s.document_id = o.document_id AND s.version < o.version
+CROSS JOIN LATERAL (
+    SELECT count(*) AS chunks, count(*) FILTER (WHERE length(c.text_search) > 0) AS searchable
+    FROM apex.chunks c WHERE c.saga_id = s.saga_id AND c.ingestion_status <> 'staged') c
+GROUP BY o.deletion, o.document_id, o.version
 
 -- digest --
 -- Each row becomes 32 bytes, so that rows cannot run into each other, then all of them one digest.

@@ -23,6 +23,7 @@ from apex_dagster.records import (
     Extraction,
     Publication,
     Receipt,
+    Removal,
     SagaId,
     StagedVersion,
     VersionRef,
@@ -129,6 +130,27 @@ class PostgresStore:
             inserted = _insert_versions(connection, [wanted[s] for s in sorted(wanted)])
             _copy_chunks(connection, [wanted[saga_id] for saga_id in inserted])
             _mark(connection, set(inserted), source="staged", target="committed")
+
+    def remove(self, batch: Sequence[Removal]) -> Mapping[SagaId, int]:
+        removed = {removal.ref.saga_id: 0 for removal in batch}
+        with self._pool.connection() as connection:
+            pointers = _lock_pointers(connection, [removal.ref for removal in batch])
+            rows = connection.execute(_SQL["older_sagas"], _removal_columns(batch)).fetchall()
+            live = {saga_id for saga_id, _ in pointers.values()}
+            older = {saga_id: deletion for saga_id, deletion in rows if saga_id not in live}
+            _lock_versions(connection, set(older))
+            doomed = {"saga_ids": sorted(older), "statuses": _ANY_STATUS}
+            for saga_id, count in _counts(connection, "delete_chunks", **doomed).items():
+                removed[older[saga_id]] += count
+            connection.execute(_SQL["delete_versions"], doomed)
+        return removed
+
+    def read_back(self, batch: Sequence[Removal]) -> Mapping[SagaId, Mapping[str, int]]:
+        with self._pool.connection() as connection:
+            rows = connection.execute(_SQL["count_older"], _removal_columns(batch)).fetchall()
+        paths = ("versions", "chunks", "full_text")
+        shown = {row[0]: dict(zip(paths, row[1:], strict=True)) for row in rows}
+        return {removal.ref.saga_id: shown[removal.ref.saga_id] for removal in batch}
 
     def digest(self, document_id: str, version: int) -> str | None:
         with self._pool.connection() as connection:
@@ -301,9 +323,18 @@ def _lock_pointers(connection: BoundedConnection, refs: Sequence[VersionRef]) ->
     return {document_id: (saga_id, version) for document_id, saga_id, version in rows}
 
 
+def _removal_columns(batch: Sequence[Removal]) -> dict[str, object]:
+    refs = [removal.ref for removal in batch]
+    return {
+        "deletions": [ref.saga_id for ref in refs],
+        "document_ids": [ref.document_id for ref in refs],
+        "versions": [ref.version for ref in refs],
+    }
+
+
 def _is_overtaken(ref: VersionRef, pointers: _Pointers) -> bool:
-    _, live_version = pointers.get(ref.document_id, (None, None))
-    return live_version is not None and live_version > ref.version
+    _, decided = pointers.get(ref.document_id, (None, None))
+    return decided is not None and decided > ref.version
 
 
 def _lock_versions(connection: BoundedConnection, saga_ids: set[SagaId]) -> set[SagaId]:

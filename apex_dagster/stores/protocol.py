@@ -14,7 +14,7 @@ a terminal error has left nothing of the batch visible and may have left some of
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
-from apex_dagster.records import Publication, Receipt, SagaId, StagedVersion, VersionRef
+from apex_dagster.records import Publication, Receipt, Removal, SagaId, StagedVersion, VersionRef
 from apex_dagster.stores.contents import Contents, Items
 
 
@@ -56,6 +56,19 @@ class Store(Protocol):
     def discard(self, batch: Sequence[VersionRef]) -> Mapping[SagaId, int]:
         """Remove all items of these sagas, whatever their status. For versions that can never be
         live (again): superseded ones after the grace time, and late writes of compensated ones."""
+        ...
+
+    def remove(self, batch: Sequence[Removal]) -> Mapping[SagaId, int]:
+        """Remove all items of all versions older than these deletions, whatever their status, and
+        see to it that no late publish of one shows again; items by deletion.
+
+        Never touches a later version, however late it lands.
+        """
+        ...
+
+    def read_back(self, batch: Sequence[Removal]) -> Mapping[SagaId, Mapping[str, int]]:
+        """What each query path would still show of versions older than these deletions: items by
+        path, by deletion. What is staged shows nobody anything, and is not counted."""
         ...
 
     def digest(self, document_id: str, version: int) -> str | None:

@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 from qdrant_client import models
 
-from apex_dagster.records import Chunk, StagedVersion, VersionRef, item_ids
+from apex_dagster.records import Chunk, StagedVersion, VersionRef, item_id, item_ids
 from apex_dagster.stores.fitness import metadata_json
 from apex_dagster.stores.reading import Points
 from apex_dagster.stores.searching import Candidate, ChunkRef
@@ -57,6 +57,19 @@ def insertion(points: Sequence[Point]) -> bytes:
 def replacement(points: Sequence[Point]) -> bytes:
     """The body of a request that writes these points over whatever is there under their ids."""
     return orjson.dumps({"points": points}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def tombstone(ref: VersionRef, embedding_dim: int) -> Point:
+    """What stands for a deleted document: it names the deletion, and is similar to nothing."""
+    payload = {
+        "document_id": ref.document_id,
+        "version": ref.version,
+        "saga_id": ref.saga_id,
+        "ingestion_status": "deleted",
+        "ordinal": -1,  # of no chunk; whoever searches reads one from every point
+    }
+    vector = np.zeros(embedding_dim, dtype=np.float32)
+    return {"id": str(item_id(ref.saga_id, "tombstone", 0)), "vector": vector, "payload": payload}
 
 
 def record_hash(record: models.Record) -> bytes:

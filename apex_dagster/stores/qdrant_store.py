@@ -24,7 +24,15 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from apex_dagster.errors import ApexError, StageMissing, StoreRejected
-from apex_dagster.records import Extraction, Publication, Receipt, SagaId, StagedVersion, VersionRef
+from apex_dagster.records import (
+    Extraction,
+    Publication,
+    Receipt,
+    Removal,
+    SagaId,
+    StagedVersion,
+    VersionRef,
+)
 from apex_dagster.stores.contents import Contents, Items, expected_in_qdrant, items_in_qdrant
 from apex_dagster.stores.fitness import (
     Fault,
@@ -44,12 +52,14 @@ from apex_dagster.stores.qdrant_points import (
     ref_of,
     replacement,
     request_sized,
+    tombstone,
 )
 from apex_dagster.stores.reading import Points
 from apex_dagster.stores.searching import Candidate
 
 _SERVER_VERSION_MIN = (1, 18)  # older ones ignore update_mode, and would overwrite committed points
 _INDEXED_FIELDS = ("document_id", "saga_id", "ingestion_status", "collection")
+_SHOWN_TO_NOBODY = ("staged", "deleted")
 _SAGAS_PER_REQUEST = 500
 _SCROLL_POINTS = 500
 _EMPTY_SAGAS_MAX = 10_000
@@ -149,13 +159,37 @@ class QdrantStore:
                 )
                 client.delete(self._collection, models.FilterSelector(filter=others), wait=True)
 
+    def remove(self, batch: Sequence[Removal]) -> Mapping[SagaId, int]:
+        """A point without content stays in the place of each document: it is what a late publish
+        of an older version meets, and goes when a later one has taken its place."""
+        refs = [removal.ref for removal in batch]
+
+        def remove(client: QdrantClient) -> Mapping[SagaId, int]:
+            self._insert(client, [tombstone(ref, self._embedding_dim) for ref in refs])
+            counts = self._count_older(client, refs)
+            for some in _sliced([ref for ref in refs if counts[ref.saga_id]]):
+                chosen = models.Filter(should=[_older_than(ref) for ref in some])
+                client.delete(self._collection, models.FilterSelector(filter=chosen), wait=True)
+            return counts
+
+        return self._or_nothing(remove, {ref.saga_id: 0 for ref in refs})
+
+    def read_back(self, batch: Sequence[Removal]) -> Mapping[SagaId, Mapping[str, int]]:
+        refs = [removal.ref for removal in batch]
+        counts = self._or_nothing(
+            lambda client: self._count_older(client, refs, shown=True),
+            {ref.saga_id: 0 for ref in refs},
+        )
+        return {saga_id: {"vectors": count} for saga_id, count in counts.items()}
+
     def digest(self, document_id: str, version: int) -> str | None:
         of_version = models.MatchValue(value=version)
         chosen = models.Filter(
             must=[
                 _is("document_id", document_id),
                 models.FieldCondition(key="version", match=of_version),
-            ]
+            ],
+            must_not=_TOMBSTONE,  # is no copy of anything
         )
         records: list[models.Record] = self._or_nothing(
             lambda client: list(self._records(client, chosen)), []
@@ -168,7 +202,8 @@ class QdrantStore:
     def holdings(self, refs: Sequence[VersionRef]) -> Mapping[SagaId, int]:
         saga_ids = [ref.saga_id for ref in refs]
         return self._or_nothing(
-            lambda client: self._counts(client, saga_ids), dict.fromkeys(saga_ids, 0)
+            lambda client: self._counts(client, saga_ids, besides=_TOMBSTONE),
+            dict.fromkeys(saga_ids, 0),
         )
 
     def contents(self, document_ids: Sequence[str]) -> Contents:
@@ -288,15 +323,36 @@ class QdrantStore:
         client: QdrantClient,
         saga_ids: Sequence[SagaId],
         conditions: Sequence[models.Condition] = (),
+        besides: Sequence[models.Condition] = (),
     ) -> dict[SagaId, int]:
-        """How many points each saga has that meet the conditions; exact."""
+        """How many points each saga has that meet all `conditions` and none of `besides`; exact."""
         counts = dict.fromkeys(saga_ids, 0)
         for some in _sliced(list(counts)):
-            chosen = models.Filter(must=[_of_sagas(some), *conditions])
+            chosen = models.Filter(
+                must=[_of_sagas(some), *conditions], must_not=list(besides) or None
+            )
             facet = client.facet(
                 self._collection, "saga_id", facet_filter=chosen, limit=len(some), exact=True
             )
             counts |= {SagaId(str(hit.value)): hit.count for hit in facet.hits}
+        return counts
+
+    def _count_older(
+        self, client: QdrantClient, refs: Sequence[VersionRef], *, shown: bool = False
+    ) -> dict[SagaId, int]:
+        """How many points each of these deletions has to remove; with `shown`, that are not just
+        staged."""
+        counts = dict.fromkeys((ref.saga_id for ref in refs), 0)
+        for some in _sliced(refs):
+            deletions = {ref.document_id: ref.saga_id for ref in some}
+            chosen = models.Filter(
+                should=[_older_than(ref) for ref in some],
+                must_not=[_is("ingestion_status", s) for s in _SHOWN_TO_NOBODY] if shown else None,
+            )
+            facet = client.facet(
+                self._collection, "document_id", facet_filter=chosen, limit=len(some), exact=True
+            )
+            counts |= {deletions[str(hit.value)]: hit.count for hit in facet.hits}
         return counts
 
     def _held_alone(
@@ -451,9 +507,17 @@ def _is(key: str, value: str) -> models.FieldCondition:
     return models.FieldCondition(key=key, match=models.MatchValue(value=value))
 
 
+_TOMBSTONE: list[models.Condition] = [_is("ingestion_status", "deleted")]
+
+
 def _newer_than(ref: VersionRef) -> models.Filter:
     newer = models.FieldCondition(key="version", range=models.Range(gt=ref.version))
     return models.Filter(must=[_is("document_id", ref.document_id), newer])
+
+
+def _older_than(ref: VersionRef) -> models.Filter:
+    older = models.FieldCondition(key="version", range=models.Range(lt=ref.version))
+    return models.Filter(must=[_is("document_id", ref.document_id), older])
 
 
 def _place(record: models.Record) -> tuple[int, str]:

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import orjson
 import redis
@@ -41,14 +41,31 @@ from apex_dagster.errors import (
     StoreRejected,
     StoreUnavailable,
 )
-from apex_dagster.records import Extraction, Publication, Receipt, SagaId, StagedVersion, VersionRef
+from apex_dagster.records import (
+    Extraction,
+    Publication,
+    Receipt,
+    Removal,
+    SagaId,
+    StagedVersion,
+    VersionRef,
+)
 from apex_dagster.stores.contents import Contents, Items, expected_in_redis, items_in_redis
 from apex_dagster.stores.reading import CacheEntry
 
 TEXT_BYTES_MAX = 256 * 1024  # longer texts are read from PostgreSQL; a cache entry stays small
 REQUEST_BYTES_MAX = 16 * 1024 * 1024  # one pipeline; Redis serves nobody else while it reads one
 
-ScriptName = Literal["stage", "publish", "revert", "discard", "find_version", "count_entries"]
+ScriptName = Literal[
+    "stage",
+    "publish",
+    "revert",
+    "discard",
+    "remove",
+    "find_version",
+    "find_older",
+    "count_entries",
+]
 
 
 class RedisStore:
@@ -162,6 +179,44 @@ class RedisStore:
         self.discard([version.ref for version in due])
         self.stage(due)
         self.publish([Publication(ref=version.ref) for version in due])
+
+    def remove(self, batch: Sequence[Removal]) -> Mapping[SagaId, int]:
+        refs = [removal.ref for removal in batch]
+        return self._counts(
+            refs,
+            (
+                _Call(
+                    script="remove",
+                    keys=(
+                        self._doc_key(ref),
+                        self._fence_key(ref),
+                        self._stages_key(ref),
+                        f"{self._prefix}view:{ref.document_id}",
+                    ),
+                    args=(ref.version, f"{self._prefix}stage:"),
+                )
+                for ref in refs
+            ),
+        )
+
+    def read_back(self, batch: Sequence[Removal]) -> Mapping[SagaId, Mapping[str, int]]:
+        refs = [removal.ref for removal in batch]
+        counts = self._counts(
+            refs,
+            (
+                _Call(
+                    script="find_older",
+                    keys=(
+                        self._doc_key(ref),
+                        self._fence_key(ref),
+                        f"{self._prefix}view:{ref.document_id}",
+                    ),
+                    args=(ref.version,),
+                )
+                for ref in refs
+            ),
+        )
+        return {saga_id: {"cache": count} for saga_id, count in counts.items()}
 
     def digest(self, document_id: str, version: int) -> str | None:
         ref = VersionRef(document_id=document_id, version=version, saga_id=SagaId(""))
@@ -362,7 +417,7 @@ _SERVER_TROUBLE = (
 
 _SCRIPTS: Mapping[ScriptName, str] = {
     name: resources.files(__package__).joinpath(f"redis_scripts/{name}.lua").read_text("utf-8")
-    for name in ("stage", "publish", "revert", "discard", "find_version", "count_entries")
+    for name in get_args(ScriptName)
 }
 
 

@@ -1,4 +1,5 @@
-"""Ingests one document, to be killed on the way: `python -m ... DOCUMENT_ID EDITION`.
+"""Ingests or deletes one document, to be killed on the way: `python -m ... DOCUMENT_ID EDITION`,
+where edition 0 is its deletion.
 
 APEX_TEST_ENDPOINTS holds the servers as JSON; settings and failpoints come from the environment.
 """
@@ -12,6 +13,7 @@ import sys
 from pydantic import SecretStr
 
 from apex_dagster.composition import Application, build
+from apex_dagster.ingestion.ingest import Submission
 from apex_dagster.settings import Endpoints, Settings
 from apex_dagster_tests.documents import submission
 
@@ -19,7 +21,8 @@ from apex_dagster_tests.documents import submission
 def main() -> None:
     document_id, edition = sys.argv[1], int(sys.argv[2])
     app = build_from_environment()
-    app.ingestion.ingest([submission(document_id, edition=edition)], owner="victim")
+    one = submission(document_id, edition=edition) if edition else Submission.deletion(document_id)
+    app.ingestion.ingest([one], owner="victim")
 
 
 def build_from_environment() -> Application:

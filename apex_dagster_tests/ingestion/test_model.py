@@ -1,7 +1,8 @@
-"""Any order of ingests, failures, crashes, recoveries, undos and sweeps ends as a plain model says.
+"""Any order of ingests, deletions, failures, crashes, recoveries, undos and sweeps ends as a plain
+model says.
 
 The model of a document is the edition that is live and the sagas that a crash has left open. Of
-several submissions the last one wins, and what failed changes nothing.
+several submissions the last one wins, and what failed changes nothing. A deletion is edition 0.
 
 For longer: `APEX_TEST_MODEL_EXAMPLES=500 pytest apex_dagster_tests/ingestion/test_model.py`.
 """
@@ -45,6 +46,10 @@ BEFORE_PIVOT = (
     *(f"{point}:{step}" for step in STEPS for point in ("started", "sent", "written", "recorded")),
 )
 AFTER_PIVOT = ("pivoted", *(f"published:{step}" for step in STEPS), "marked", "closed")
+REMOVING = (
+    *(f"{point}:{step}" for step in STEPS for point in ("removing", "removed")),
+    *("erasing", "erased", "read_back"),
+)
 UNDOING = (
     "compensating",
     *(f"{point}:{step}" for step in STEPS for point in ("undoing", "undone", "undo_recorded")),
@@ -52,6 +57,8 @@ UNDOING = (
 
 # A saga that lost its pivot: while it is undone, and once it is closed and has a successor.
 LOSING = (None, *UNDOING, "undone")
+
+DELETION = 0  # as an edition
 
 documents = st.integers(0, 2)
 editions = st.integers(1, 4)
@@ -65,16 +72,24 @@ class Model:
     arrival: int = 0  # of the submission that made it live
     last: int = 0  # arrival of the last saga, however it ended
     published: bool = True
+    tombstone: int = 0  # arrival of the deletion that was decided last; 0: none was
     open: dict[int, int] = field(default_factory=dict)  # arrival -> edition, left in progress
     undoing: int = 0  # sagas left compensating
     restarting: dict[int, int] = field(default_factory=dict)  # those that start again afterwards
 
     def ignores(self, number: int) -> bool:
         """Whether a submission of this edition opens no saga: the last to arrive is under way with
-        it, or nothing is under way and it is live."""
+        it, or nothing is under way and it is live. A deletion: if there is nothing to delete."""
+        if number == DELETION and (self.last == 0 or self.tombstone == self.last):
+            return True
         if self.open or self.undoing:
             return self.open.get(self.last) == number
         return number == self.live
+
+    def decide(self, number: int, arrival: int) -> None:
+        """The pivot of a submission."""
+        self.live = number or None
+        self.arrival, self.tombstone = arrival, 0 if number else arrival
 
     @property
     def is_quiet(self) -> bool:
@@ -107,7 +122,22 @@ class Sagas(RuleBasedStateMachine):
         sagas = self._ingest(index, number)
         if not ignored:
             assert {saga.status for saga in sagas} == {Status.COMPLETED}
-            model.live, model.arrival, model.published = number, self._arrive(model), True
+            model.decide(number, self._arrive(model))
+            model.published = True
+
+    @rule(index=documents)
+    def delete(self, index: int) -> None:
+        """Of a document that is live, was, or never was."""
+        self.ingest(index, DELETION)
+
+    @rule(index=documents, point=st.sampled_from(BEFORE_PIVOT))
+    def crash_before_the_deletion(self, index: int, point: str) -> None:
+        if point != "extracted":  # there is nothing to extract
+            self.crash_before_the_pivot(index, DELETION, point)
+
+    @rule(index=documents, point=st.sampled_from(AFTER_PIVOT + REMOVING))
+    def crash_after_the_deletion(self, index: int, point: str) -> None:
+        self.crash_after_the_pivot(index, DELETION, point)
 
     @rule(
         index=documents,
@@ -138,8 +168,10 @@ class Sagas(RuleBasedStateMachine):
         model = self.models[self.ids[index]]
         if not self._crashes(index, number, f"{point}=raise"):
             return
-        if model.published or point == "pivoted":
-            model.live, model.arrival = number, self._arrive(model)
+        # What a version that is not published yet is removed by, it is published by first.
+        removes_itself = point in REMOVING and model.live is not None
+        if model.published or point == "pivoted" or removes_itself:
+            model.decide(number, self._arrive(model))
         else:  # it crashed while it published, before its own pivot, what it was to replace
             model.open[self._arrive(model)] = number
         model.published = point == "closed"
@@ -161,11 +193,12 @@ class Sagas(RuleBasedStateMachine):
         earlier, later = self._staged(index, first), self._staged(index, second)
         commit, owner = self.app.ingestion.commit, self._owner()
         assert commit(earlier, owner=owner).completed
-        model.live, model.arrival, model.published = first, self._arrive(model), True
+        model.decide(first, self._arrive(model))
+        model.published = True
         arrival = self._arrive(model)
         if point is None:
             assert commit(later, owner=owner).completed
-            model.live, model.arrival = second, arrival
+            model.decide(second, arrival)
             return
         with armed(f"{point}=raise"), pytest.raises(SimulatedCrash):
             commit(later, owner=owner)
@@ -204,7 +237,7 @@ class Sagas(RuleBasedStateMachine):
             left = model.open | model.restarting
             newest = max(left, default=0)
             if newest > model.arrival:
-                model.live, model.arrival = left[newest], newest
+                model.decide(left[newest], newest)
             model.published, model.undoing = True, 0
             model.open.clear()
             model.restarting.clear()
@@ -300,6 +333,8 @@ class Sagas(RuleBasedStateMachine):
 
     def _edition(self, document_id: str, number: int | None) -> Submission:
         assert number is not None
+        if number == DELETION:
+            return Submission.deletion(document_id)
         return edition(document_id, number, shared=self.token)
 
     def _owner(self) -> str:

@@ -20,11 +20,17 @@ STEP_TIMEOUT_S = 15  # a busy machine has taken more than 5 for the first write 
 
 
 def start_victim(
-    app: Application, endpoints: Endpoints, document_id: str, *, failpoints: str
+    app: Application, endpoints: Endpoints, document_id: str, *, failpoints: str, edition: int = 2
 ) -> subprocess.Popen[str]:
-    """Ingest the second edition in a process of its own, with a lease of a second."""
+    """Ingest this edition (0: delete) in a process of its own, with a lease of a second."""
     return subprocess.Popen(
-        [sys.executable, "-m", "apex_dagster_tests.ingestion.crash_driver", document_id, "2"],
+        [
+            sys.executable,
+            "-m",
+            "apex_dagster_tests.ingestion.crash_driver",
+            document_id,
+            str(edition),
+        ],
         env=os.environ | victim_environment(app, endpoints, failpoints=failpoints),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -18,6 +18,7 @@ TABLES = {
     "audit_head",
     "breaker",
     "chunks",
+    "deletion_receipt",
     "document_versions",
     "documents",
     "extraction",

@@ -87,9 +87,9 @@ def test_a_pivot_tells_what_is_to_be_published_and_what_it_replaces(
     opened = app.ingestion.open([submission(unique, edition=2)], owner="me")
     staged = app.ingestion.stage("redis_write", opened.alive).alive
     pivoted = app.ledger.pivot(staged, steps=app.engine.step_names)
-    [publication] = pivoted.publications
+    [publication] = pivoted.changes
     assert (publication.ref, publication.replaced) == (staged[0].ref, first.ref)
-    assert pivoted.publications == app.ledger.publications(pivoted.completed)
+    assert pivoted.changes == app.ledger.changes(pivoted.completed)
 
 
 def test_what_an_update_replaces_is_superseded_in_every_store(

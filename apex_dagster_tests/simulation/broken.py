@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from apex_dagster.records import StagedVersion, VersionRef
+from apex_dagster.records import Removal, SagaId, StagedVersion, VersionRef
 from apex_dagster.saga.compensation import Compensation
 from apex_dagster.saga.saga import Saga
 from apex_dagster.simulation.cache import ModelCache
@@ -15,6 +15,7 @@ from apex_dagster.simulation.graph import ModelGraph
 from apex_dagster.simulation.ledger import SimulatedLedger
 from apex_dagster.simulation.model_store import Item, item_of
 from apex_dagster.simulation.parts import Parts
+from apex_dagster.simulation.relational import ModelRelational
 from apex_dagster.simulation.tables import Row, Values
 from apex_dagster.simulation.vectors import ModelVectors
 
@@ -57,22 +58,23 @@ class PivotOnAnyVersion(Database):
     def _lock_sagas(self, v: Values) -> Iterable[Row]:
         documents = self.tables.documents
         for saga in super()._lock_sagas(v):
-            live_version = documents[saga["document_id"]]["live_version"]
-            yield saga | {"expected_version": live_version}
+            document = documents[saga["document_id"]]
+            head_version = document["live_version"] or document["tombstone_version"]
+            yield saga | {"expected_version": head_version}
 
 
 class PivotOverUnpublished(Database):
     """The pivot replaces a version that has not been published yet."""
 
     def _lock_documents(self, v: Values) -> Iterable[Row]:
-        return [row | {"live_is_unpublished": False} for row in super()._lock_documents(v)]
+        return [row | {"head_is_unpublished": False} for row in super()._lock_documents(v)]
 
 
 class PivotAgainstArrival(Database):
     """The pivot replaces a version that was submitted later."""
 
     def _lock_documents(self, v: Values) -> Iterable[Row]:
-        return [row | {"live_arrival": None} for row in super()._lock_documents(v)]
+        return [row | {"head_arrival": None} for row in super()._lock_documents(v)]
 
 
 class RestartArrivesAnew(Database):
@@ -192,6 +194,99 @@ class CacheServesStaged(ModelCache):
             self.live[version.ref.document_id] = replace(item_of(version), status="committed")
 
 
+# -- deletions -------------------------------------------------------------------------------------
+
+
+class TombstoneIsNoHead(Database):
+    """A pivot takes a deleted document for one that never was."""
+
+    def _lock_documents(self, v: Values) -> Iterable[Row]:
+        nothing = dict.fromkeys(("head_version", "head_saga_id", "head_arrival"))
+        for row in super()._lock_documents(v):
+            yield row if row["live_saga_id"] else row | nothing | {"head_is_unpublished": False}
+
+    def _lock_documents_to_open(self, v: Values) -> Iterable[Row]:
+        return [row | {"tombstone_version": None} for row in super()._lock_documents_to_open(v)]
+
+
+class SweepsTombstones(Database):
+    """The sweep of what a deletion removed takes that along."""
+
+    def _due_sweeps(self, v: Values) -> Iterable[Row]:
+        for row in list(super()._due_sweeps(v)):
+            yield row
+            tombstone = self.tables.documents[row["document_id"]]["tombstone_saga_id"]
+            if tombstone:
+                yield row | {"saga_id": tombstone}
+
+
+class ErasesNothing(Database):
+    """A deletion leaves the ledger what it keeps of the document, and does not look."""
+
+    def _erase_extractions(self, v: Values) -> Iterable[Row]:
+        return []
+
+    def _kept_of_earlier(self, v: Values) -> Iterable[Row]:
+        return []
+
+
+class ForgetsReceipts(Database):
+    """A deletion ends without a receipt."""
+
+    def _insert_receipts(self, v: Values) -> Iterable[Row]:
+        return []
+
+
+class UnguardedGraph(ModelGraph):
+    """A removal takes whatever there is of the document."""
+
+    def older_than(self, ref: VersionRef) -> list[Item]:
+        return [item for item in self.items() if item.ref.document_id == ref.document_id]
+
+
+class UnguardedVectors(ModelVectors):
+    """As above, but for its own tombstone."""
+
+    def older_than(self, ref: VersionRef) -> list[Item]:
+        mine = [item for item in self.items() if item.ref.document_id == ref.document_id]
+        return [item for item in mine if item.ref != ref]
+
+
+class NoTombstoneInCache(ModelCache):
+    """A removal leaves the fence where it was."""
+
+    def _bury(self, ref: VersionRef, older: Sequence[Item]) -> None:
+        before = self._fences.get(ref.document_id, 0)
+        super()._bury(ref, older)
+        self._fences[ref.document_id] = before
+
+
+class NoTombstoneInGraph(ModelGraph):
+    """As above."""
+
+    def _bury(self, ref: VersionRef, older: Sequence[Item]) -> None:
+        before = self._fences.get(ref.document_id, 0)
+        super()._bury(ref, older)
+        self._fences[ref.document_id] = before
+
+
+class NoTombstoneInVectors(ModelVectors):
+    """Nothing stays in the place of a deleted document."""
+
+    def _entomb(self, refs: Sequence[VersionRef]) -> None:
+        pass
+
+
+class KeepsDeletedRows(ModelRelational):
+    """A deletion that forgets a store, and does not look."""
+
+    def _bury(self, ref: VersionRef, older: Sequence[Item]) -> None:
+        pass
+
+    def read_back(self, batch: Sequence[Removal]) -> Mapping[SagaId, Mapping[str, int]]:
+        return {removal.ref.saga_id: {"items": 0} for removal in batch}
+
+
 # -- what is tried again ---------------------------------------------------------------------------
 
 
@@ -240,6 +335,16 @@ BROKEN: dict[str, Parts] = {
     "the cache's fence expires": Parts(cache=FenceExpires),
     "the cache serves what is staged": Parts(cache=CacheServesStaged),
     "removal at once": Parts(grace_s=-1.0),
+    "a deletion is no head": Parts(database=TombstoneIsNoHead),
+    "sweep takes a tombstone for dead": Parts(database=SweepsTombstones),
+    "erasing is forgotten": Parts(database=ErasesNothing),
+    "a deletion without a receipt": Parts(database=ForgetsReceipts),
+    "removal of later versions from the graph": Parts(graph=UnguardedGraph),
+    "removal of later versions from vectors": Parts(vectors=UnguardedVectors),
+    "no tombstone in the cache": Parts(cache=NoTombstoneInCache),
+    "no tombstone in the graph": Parts(graph=NoTombstoneInGraph),
+    "no tombstone among vectors": Parts(vectors=NoTombstoneInVectors),
+    "a store that is forgotten": Parts(relational=KeepsDeletedRows),
     "retries are forgotten": Parts(database=ForgetsRetries),
     "a retry outlives its successor's opening": Parts(database=KeepsRetries),
     "retries are not counted": Parts(database=CountsOneTry),

@@ -10,11 +10,19 @@ from apex_dagster.saga import states
 from apex_dagster.saga.ledger import _SQL, Ledger, StepRecord
 from apex_dagster.saga.opening import (
     Opening,
+    deletion,
     open_sagas,
     open_successors,
     restart,
     used_up_restarts,
     waiting_restarts,
+)
+from apex_dagster.saga.removal import (
+    DeletionReceipt,
+    erase_earlier,
+    insert_receipts,
+    kept_of_earlier,
+    removals,
 )
 from apex_dagster.saga.saga import Failure, Saga
 from apex_dagster.saga.scheduled_retry import (
@@ -74,7 +82,12 @@ class LedgerPlayer:
 
     def _do_open(self) -> None:
         document_ids = self._draw.sample(("d1", "d2", "d3"), self._draw.randint(1, 3))
-        openings = [self._opening(document_id) for document_id in document_ids]
+        openings = [
+            deletion(document_id, client="c")
+            if self._draw.random() < 0.3
+            else self._opening(document_id)
+            for document_id in document_ids
+        ]
         run_id = self._draw.choice(_RUNS)
         self._both("open_sagas", lambda ledger: open_sagas(ledger, openings, run_id=run_id))
 
@@ -137,13 +150,38 @@ class LedgerPlayer:
             "fail", lambda ledger: ledger.advance(states.STEP_FAILED, sagas, details=details)
         )
 
+    def _do_look_at_deletions(self) -> None:
+        deletions = [saga for saga in self._some() if saga.deletes]
+        for what, look in {
+            "removals": lambda ledger: removals(ledger, deletions),
+            "kept_of_earlier": lambda ledger: kept_of_earlier(ledger, deletions),
+        }.items():
+            self._both(what, look)
+
+    def _do_erase_earlier(self) -> None:
+        deletions = [saga for saga in self._some(Status.COMPLETED) if saga.deletes]
+        self._both("erase_earlier", lambda ledger: erase_earlier(ledger, deletions))
+
+    def _do_insert_receipts(self) -> None:
+        receipts = [
+            DeletionReceipt(saga_id=saga.saga_id, document_id=saga.document_id, body=b"{}")
+            for saga in self._some(stale=False)
+            if saga.deletes
+        ]
+
+        def insert(ledger: Ledger) -> None:
+            with ledger.transaction() as tx:
+                insert_receipts(tx, receipts)
+
+        self._both("insert_receipts", insert)
+
     def _do_pivot(self) -> None:
         sagas = self._some(Status.IN_PROGRESS)
         self._both("pivot", lambda ledger: ledger.pivot(sagas, steps=_STEPS))
 
     def _do_publications(self) -> None:
         sagas = self._some(Status.COMPLETED)
-        self._both("publications", lambda ledger: ledger.publications(sagas))
+        self._both("changes", lambda ledger: ledger.changes(sagas))
 
     def _do_close_published(self) -> None:
         sagas, after_s = self._some(Status.COMPLETED), (250.0, 1000.0)
@@ -302,6 +340,7 @@ WEIGHTS = {
     "stage": 5.0,
     "pivot": 6.0,
     "close_published": 3.0,
+    "erase_earlier": 3.0,
     "open": 2.0,
     "compensate": 2.0,
     "close_compensated": 3.0,

@@ -30,6 +30,7 @@ _TABLES = {
     "quarantine": "quarantine",
     "retries": "retry",
     "sweeps": "sweep",
+    "receipts": "deletion_receipt",
 }
 _IGNORED = {"created_at", "updated_at", "at", "event_hash", "submission_id"}
 

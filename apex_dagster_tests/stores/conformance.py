@@ -26,7 +26,15 @@ from apex_dagster.errors import (
     StoreUnavailable,
     TransientError,
 )
-from apex_dagster.records import Publication, Receipt, StagedVersion, VersionRef, entity_key
+from apex_dagster.records import (
+    Publication,
+    Receipt,
+    Removal,
+    SagaId,
+    StagedVersion,
+    VersionRef,
+    entity_key,
+)
 from apex_dagster.stores.protocol import Store
 from apex_dagster_tests.stores.corpus import staged_version
 from apex_dagster_tests.stores.faulty_link import Address, FaultyLink
@@ -75,6 +83,7 @@ class StoreConformance:
     reports_missing = True  # publish raises StageMissing
     forgets_superseded = False  # keeps no superseded version: a cache
     concurrent_documents = 5  # for each of 8 threads
+    tombstones: Mapping[str, int] = {}
 
     @pytest.fixture
     def store(self, open_store: OpenStore, address: Address) -> Store:
@@ -321,6 +330,77 @@ class StoreConformance:
         assert (digest(store, new), probe.totals()) == (live, totals)
         assert digest(store, old) is None
 
+    # ---- remove
+
+    def test_removing_takes_every_older_version_and_counts_it(self, store, probe, make):
+        old, live, beside = (make(version=n) for n in (1, 2, 3))
+        neighbour, totals = make("neighbour", vocabulary_size=15), probe.totals()
+        publish(store, neighbour)
+        before, alone = digest(store, neighbour), probe.totals()
+        publish(store, old)
+        publish(store, live, replaced=old)
+        store.stage([beside])
+        gone = removal(live, version_of_deletion=4)
+        assert store.remove([gone])[gone.ref.saga_id] >= held_of(store, neighbour)
+        assert [digest(store, version) for version in (old, live, beside)] == [None] * 3
+        assert all(probe.statuses(v.ref) == {} for v in (old, live, beside))
+        assert digest(store, neighbour) == before
+        assert with_tombstones(alone, self.tombstones) == probe.totals() != totals
+        assert store.remove([gone]) == {gone.ref.saga_id: 0}
+
+    def test_a_late_removal_leaves_a_later_version_byte_for_byte(self, store, probe, make):
+        old, again, next_ = (make(version=n) for n in (1, 3, 4))
+        publish(store, old)
+        gone = removal(old, version_of_deletion=2)
+        store.remove([gone])
+        publish(store, again)
+        store.stage([next_])
+        before, totals = (digest(store, again), digest(store, next_)), probe.totals()
+        assert store.remove([gone]) == {gone.ref.saga_id: 0}
+        assert ((digest(store, again), digest(store, next_)), probe.totals()) == (before, totals)
+        assert set(probe.statuses(again.ref)) == {"committed"}
+        assert not any(store.read_back([gone])[gone.ref.saga_id].values())
+
+    def test_a_late_publish_after_removal_shows_nothing(self, store, probe, make):
+        live = make()
+        publish(store, live)
+        gone = removal(live, version_of_deletion=2)
+        store.remove([gone])
+        store.publish([Publication(ref=live.ref)])  # overtaken, not missing: or it is staged again
+        assert (digest(store, live), probe.statuses(live.ref)) == (None, {})
+        store.stage([live])
+        store.publish([Publication(ref=live.ref)])
+        assert set(probe.statuses(live.ref)) <= {"staged"}
+        assert not any(store.read_back([gone])[gone.ref.saga_id].values())
+        store.discard([live.ref])
+        assert digest(store, live) is None
+
+    def test_each_query_path_shows_what_is_there_until_it_is_removed(self, store, make):
+        live, other = make(), make("other")
+        store.stage([live, other])
+        doomed = [removal(live, version_of_deletion=2), removal(other, version_of_deletion=2)]
+        assert not any(
+            count for paths in store.read_back(doomed).values() for count in paths.values()
+        )
+        store.publish([Publication(ref=live.ref), Publication(ref=other.ref)])
+        shown = store.read_back(doomed)
+        assert all(count > 0 for paths in shown.values() for count in paths.values())
+        store.remove(doomed[:1])
+        left = store.read_back(doomed)
+        assert set(left[doomed[0].ref.saga_id].values()) == {0}
+        assert left[doomed[1].ref.saga_id] == shown[doomed[1].ref.saga_id]
+
+    def test_removing_what_never_was_removes_nothing(self, store, probe, make):
+        neighbour, absent = make("neighbour"), make("absent")
+        publish(store, neighbour)
+        before, totals = digest(store, neighbour), probe.totals()
+        gone = removal(absent, version_of_deletion=2)
+        assert store.remove([gone]) == {gone.ref.saga_id: 0}
+        assert digest(store, neighbour) == before
+        assert probe.totals() == with_tombstones(totals, self.tombstones)
+        store.discard([gone.ref])
+        assert probe.totals() == totals
+
     # ---- digest
 
     def test_any_change_of_a_copy_changes_its_digest(self, store, probe, make):
@@ -507,6 +587,23 @@ def publish(
     receipts = store.stage([version])
     store.publish([Publication(ref=version.ref, replaced=replaced.ref if replaced else None)])
     return receipts
+
+
+def removal(version: StagedVersion, *, version_of_deletion: int) -> Removal:
+    """A deletion of this version's document."""
+    document_id = version.ref.document_id
+    saga_id = SagaId(f"delete_{document_id}_{version_of_deletion:016x}")
+    ref = VersionRef(document_id=document_id, version=version_of_deletion, saga_id=saga_id)
+    return Removal(ref=ref, removed=version.ref)
+
+
+def with_tombstones(totals: Mapping[str, int], left: Mapping[str, int]) -> Mapping[str, int]:
+    """The totals after one removal."""
+    return {kind: count + left.get(kind, 0) for kind, count in totals.items()}
+
+
+def held_of(store: Store, version: StagedVersion) -> int:
+    return store.holdings([version.ref])[version.ref.saga_id]
 
 
 def held(receipt: Receipt) -> int:

@@ -11,7 +11,14 @@ from contextlib import contextmanager
 import psycopg
 from psycopg import sql
 
-from apex_dagster.records import Publication, Receipt, SagaId, StagedVersion, VersionRef
+from apex_dagster.records import (
+    Publication,
+    Receipt,
+    Removal,
+    SagaId,
+    StagedVersion,
+    VersionRef,
+)
 from apex_dagster.stores.postgres_store import PostgresStore
 from apex_dagster_tests.stores.corpus import staged_version
 
@@ -50,8 +57,9 @@ class LedgerRows:
             "UPDATE apex.saga_state SET status = 'completed' WHERE saga_id = %s", [ref.saga_id]
         )
         self.connection.execute(
-            "UPDATE apex.documents SET live_version = %s, live_saga_id = %s"
-            " WHERE document_id = %s AND coalesce(live_version, 0) < %s",
+            "UPDATE apex.documents SET live_version = %s, live_saga_id = %s,"
+            " tombstone_version = NULL, tombstone_saga_id = NULL"
+            " WHERE document_id = %s AND coalesce(live_version, tombstone_version, 0) < %s",
             [ref.version, ref.saga_id, ref.document_id, ref.version],
         )
 
@@ -61,6 +69,16 @@ class LedgerRows:
             "UPDATE apex.documents SET live_version = NULL, live_saga_id = NULL"
             " WHERE live_saga_id = %s",
             [ref.saga_id],
+        )
+
+    def bury(self, ref: VersionRef) -> None:
+        """As the pivot of a deletion leaves it."""
+        self.open(ref)
+        self.connection.execute(
+            "UPDATE apex.documents SET live_version = NULL, live_saga_id = NULL,"
+            " tombstone_version = %s, tombstone_saga_id = %s"
+            " WHERE document_id = %s AND coalesce(live_version, tombstone_version, 0) < %s",
+            [ref.version, ref.saga_id, ref.document_id, ref.version],
         )
 
     def compensate(self, ref: VersionRef) -> None:
@@ -101,6 +119,18 @@ class LedgeredStore(PostgresStore):
             for ref in batch:
                 ledger.compensate(ref)
         return super().revert(batch)
+
+    def remove(self, batch: Sequence[Removal]) -> Mapping[SagaId, int]:
+        with self._ledger() as ledger:
+            for removal in batch:
+                ledger.bury(removal.ref)
+        return super().remove(batch)
+
+    def read_back(self, batch: Sequence[Removal]) -> Mapping[SagaId, Mapping[str, int]]:
+        with self._ledger() as ledger:
+            for removal in batch:
+                ledger.open(removal.ref)
+        return super().read_back(batch)
 
     def discard(self, batch: Sequence[VersionRef]) -> Mapping[SagaId, int]:
         with self._ledger() as ledger:

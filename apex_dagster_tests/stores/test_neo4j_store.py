@@ -24,6 +24,7 @@ from apex_dagster_tests.stores.conformance import (
     held,
     patiently,
     publish,
+    removal,
     within,
 )
 from apex_dagster_tests.stores.faulty_link import Address
@@ -129,6 +130,20 @@ def open_store(stack) -> Iterator[OpenStore]:
 
 
 class TestNeo4jStore(StoreConformance):
+    def test_a_removal_takes_entities_along_that_nothing_else_mentions(self, store, probe, make):
+        doomed = make("doomed", entities=15, vocabulary_size=20)
+        neighbour = make("neighbour", entities=15, vocabulary_size=20)
+        publish(store, doomed)
+        publish(store, neighbour)
+        store.remove([removal(doomed, version_of_deletion=2)])
+        mine, theirs = ({e.key for e in v.extraction.entities} for v in (doomed, neighbour))
+        assert mine - theirs
+        assert mine & theirs
+        records = probe.run(
+            "MATCH (e:Entity) WHERE e.key IN $keys RETURN e.key AS key", keys=sorted(mine | theirs)
+        )
+        assert {record["key"] for record in records} == theirs
+
     def test_entities_hold_nothing_that_a_document_says_of_them(self, store, probe, make):
         version = make(entities=1, relations=0)
         store.stage([version])

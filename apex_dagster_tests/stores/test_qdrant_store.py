@@ -27,6 +27,7 @@ from apex_dagster_tests.stores.conformance import (
     digest,
     eventually,
     publish,
+    removal,
     within,
 )
 from apex_dagster_tests.stores.corpus import staged_version
@@ -142,7 +143,22 @@ def make() -> MakeVersion:
 
 
 class TestQdrantStore(StoreConformance):
-    pass
+    tombstones = {"points": 1}  # noqa: RUF012
+
+    def test_a_tombstone_has_no_content_and_keeps_its_place(self, store, probe, make):
+        live = make()
+        publish(store, live)
+        gone = removal(live, version_of_deletion=2)
+        store.remove([gone])
+        [point] = probe.points(gone.ref)
+        assert point["payload"] == {
+            "document_id": live.ref.document_id,
+            "version": 2,
+            "saga_id": gone.ref.saga_id,
+            "ingestion_status": "deleted",
+            "ordinal": -1,
+        }
+        assert not np.any(point["vector"])
 
 
 class TestPoints:
