@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 
+from apex_dagster.access.receipt_key import ReceiptKey
 from apex_dagster.embedded.stack import endpoints
 from apex_dagster.extraction.extract import Extractor
 from apex_dagster.ingestion.inbox import Inbox
@@ -118,6 +119,7 @@ def build(
         lease_s=settings.lease_s,
         grace_s=settings.grace_s,
         staging=settings.staging,
+        seal=ReceiptKey(settings.home),
     )
     compensation = Compensation(
         engine,
