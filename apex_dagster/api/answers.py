@@ -15,7 +15,7 @@ from apex_dagster.saga.submissions import Answer
 COMPENSATED = "Document ingestion failed and was compensated"
 FAILED = "Document ingestion failed and could not be undone in every store: an operator is needed"
 CONFLICT = "Another version of the document is live than the one expected"
-SUPERSEDED = "A version of the document that was submitted later is live already"
+SUPERSEDED = "A version of the document that was submitted later is live already, or its deletion"
 KEY_REUSED = "The idempotency key was used before, with another body: send a new key"
 STILL_OPEN = "The document's saga has not ended yet and goes on: ask again with the same key"
 UNEXPECTED = "an unexpected error; the server's log tells more"

@@ -19,6 +19,7 @@ from pydantic.json_schema import models_json_schema
 
 from apex_dagster.access.keys import usable_keys
 from apex_dagster.api import (
+    deletions,
     documents,
     health,
     live_documents,
@@ -29,6 +30,7 @@ from apex_dagster.api import (
     search_schemas,
 )
 from apex_dagster.api.answers import answer_of
+from apex_dagster.api.deletions import Deletions
 from apex_dagster.api.documents import Documents
 from apex_dagster.api.health import Health
 from apex_dagster.api.hosts import LoopbackNames
@@ -79,6 +81,7 @@ def create_app(
         redoc_url=None,
     )
     app.include_router(documents.router)
+    app.include_router(deletions.router)
     app.include_router(live_documents.router)  # below the others: an id may look like a path
     app.include_router(search.router)
     app.include_router(sagas.router)
@@ -128,6 +131,19 @@ async def lifespan(
         ledger=ledger, executor=executor, admit=admit, waiting=lambda: endings.waiting
     )
     app.state.sagas = Sagas(ledger=ledger, calls=ledger_calls)
+    app.state.deletions = Deletions(
+        intake=Intake(
+            ledger,
+            endings,
+            executor,
+            answer_of=deletions.answer_of,
+            admit=admit,
+            pending_max=settings.pending_max,
+            answer_wait_s=settings.answer_wait_s,
+        ),
+        ledger=ledger,
+        calls=ledger_calls,
+    )
     endings.start()
     try:
         with (

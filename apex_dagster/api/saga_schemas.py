@@ -60,7 +60,11 @@ class SagaStep(BaseModel):
 
     step: str
     state: Literal["not started", "started", "completed", "undone", "undo failed"]
-    receipt: dict[str, int] | None = Field(None, description="What its store took in, by kind.")
+    receipt: dict[str, int | str] | None = Field(
+        None,
+        description="What its store took in, by kind; of a deletion, what it held: `version`,"
+        " `items` and `digest`.",
+    )
     duration_ms: float | None = Field(
         None, description="Of the write of the batch that it was part of."
     )

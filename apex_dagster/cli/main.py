@@ -23,6 +23,11 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "worker": ("apex_dagster.cli.worker:worker", "Keep warm processes that execute runs."),
         "search": ("apex_dagster.cli.search:search", "Find what is live, by words and meaning."),
         "status": ("apex_dagster.cli.status:status", "Show how every document stands."),
+        "delete": (
+            "apex_dagster.cli.delete:delete",
+            "Remove a document from all stores, for good.",
+        ),
+        "receipt": ("apex_dagster.cli.receipt:receipt", "Show and check receipts of deletions."),
         "saga": ("apex_dagster.cli.saga:saga", "Look at sagas, finish or undo them."),
         "quarantine": (
             "apex_dagster.cli.quarantine:quarantine",

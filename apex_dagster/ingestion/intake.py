@@ -43,6 +43,7 @@ Verdict = Literal[
     "conflict",  # another version is live than the one that was expected
     "superseded",  # what is live was submitted later
     "key_reused",
+    "unknown",  # there is nothing to delete, and never was anything submitted of it
     "still_open",
 ]
 
@@ -206,6 +207,8 @@ def _claims(opening: Opening) -> dict[Hashable, Hashable]:
 def _refusal(opening: Opening, refused: Refused) -> Outcome:
     if refused.reason == "key_reused":
         return Outcome(verdict="key_reused", document_id=opening.document_id)
+    if refused.reason == "unknown":
+        return Outcome(verdict="unknown", document_id=opening.document_id)
     return Outcome(
         verdict="conflict", document_id=opening.document_id, version=refused.live_version
     )
