@@ -7,7 +7,7 @@ import dagster as dg
 from dagster._core.events import DagsterEvent, DagsterEventType, StepMaterializationData
 from dagster._core.events.log import EventLogEntry
 
-from apex_dagster.defs.run import reason_of
+from apex_dagster.defs.run import KIND_TAG, reason_of
 from apex_dagster.saga.saga import Saga
 
 # An asset or a partition for each document would make the UI grow without bound.
@@ -15,12 +15,13 @@ documents = dg.AssetSpec(
     "documents",
     group_name="corpus",
     kinds={"neo4j", "postgres", "qdrant", "redis"},
-    description="Every version of every document that a saga made live, or failed to.",
+    description="Every version of every document that a saga made live, or failed to, and every "
+    "deletion.",
 )
 
 
 def report_materializations(context: dg.OpExecutionContext, sagas: Sequence[Saga]) -> None:
-    """Log an event for each version that has become live, in one statement for all.
+    """Log an event for each version that has become live, and each deletion, in one statement.
 
     One by one, as `context.log_event` does, they cost more than all else that Dagster does in a
     run of many documents.
@@ -51,10 +52,14 @@ def report_materializations(context: dg.OpExecutionContext, sagas: Sequence[Saga
 
 
 def materialization(saga: Saga) -> dg.AssetMaterialization:
-    """A version has become live in all four stores."""
+    """A version has become live in all four stores, or a document has been deleted."""
+    what = f"version {saga.version} is live"
+    if saga.deletes:
+        what = f"is deleted, as of version {saga.version}"
+        what += "" if saga.published_at else "; its removal goes on"
     return dg.AssetMaterialization(
         documents.key,
-        description=f"{saga.document_id} version {saga.version} is live",
+        description=f"{saga.document_id} {what}",
         metadata=_metadata(saga),
         tags=_tags(saga),
     )
@@ -86,4 +91,4 @@ def _metadata(saga: Saga) -> dict[str, dg.MetadataValue]:
 
 
 def _tags(saga: Saga) -> dict[str, str]:
-    return {"saga/status": saga.status.value}
+    return {"saga/status": saga.status.value} | ({KIND_TAG: saga.kind} if saga.deletes else {})

@@ -14,11 +14,12 @@ from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
 from apex_dagster.records import SagaId
 from apex_dagster.saga.ledger import Ledger
 from apex_dagster.saga.saga import Saga
-from apex_dagster.saga.states import ENDED
+from apex_dagster.saga.states import ENDED, Status
 
 STATUS_TAG = "saga/status"
 ID_TAG = "saga/id"
 DOCUMENT_TAG = "saga/document_id"
+KIND_TAG = "saga/kind"  # "delete", of runs and events of a deletion; others have none
 COMPENSATES_TAG = "saga/compensates"
 COMPENSATION_RUN_TAG = "saga/compensation_run"
 REFUSED_TAG = "saga/refused"  # the store that was down, so that the run took nothing in
@@ -68,7 +69,7 @@ def tag_run(
     Only ever called by the run's own worker: Dagster reads, changes and writes back all tags of a
     run at once, so a second writer would lose some.
     """
-    tags = {STATUS_TAG: status, **_identity(sagas)}
+    tags = {STATUS_TAG: status, **identity_tags(sagas)}
     tags |= {f"saga/{name}": str(count) for name, count in counts.items() if count}
     if context.run.parent_run_id and COMPENSATION_RUN_TAG in context.run.tags:
         tags[COMPENSATION_RUN_TAG] = ""  # inherited: it belongs to the run that was repeated
@@ -98,16 +99,19 @@ def tag_ended_by_others(
                 instance.add_run_tags(run.run_id, status)
 
 
-def _identity(sagas: Sequence[Saga]) -> dict[str, str]:
+def identity_tags(sagas: Sequence[Saga]) -> dict[str, str]:
+    """Tags of a run by which the runs list finds it: its one saga, or how many of what kind."""
     if len(sagas) == 1:
-        return {ID_TAG: sagas[0].saga_id, DOCUMENT_TAG: sagas[0].document_id}
+        [saga] = sagas
+        kind = {KIND_TAG: saga.kind} if saga.deletes else {}
+        return {ID_TAG: saga.saga_id, DOCUMENT_TAG: saga.document_id} | kind
     if not sagas:
         return {}
+    deletions = sum(saga.deletes for saga in sagas)
     # Only how they ended: a tag can be changed, but never taken away again.
     ended = Counter(saga.status.value for saga in sagas if saga.status in ENDED)
-    return {"saga/count": str(len(sagas))} | {
-        f"saga/{status}": str(count) for status, count in ended.items()
-    }
+    counts = {"count": len(sagas)} | ({"deletions": deletions} if deletions else {}) | ended
+    return {f"saga/{name}": str(count) for name, count in counts.items()}
 
 
 def index_documents(instance: dg.DagsterInstance, run_id: str, sagas: Sequence[Saga]) -> None:
@@ -125,6 +129,8 @@ def index_documents(instance: dg.DagsterInstance, run_id: str, sagas: Sequence[S
         for saga in sagas
         for key, value in ((ID_TAG, saga.saga_id), (DOCUMENT_TAG, saga.document_id))
     ]
+    if any(saga.deletes for saga in sagas):
+        rows.append({"run_id": run_id, "key": KIND_TAG, "value": "delete"})
     with storage.connect() as connection:
         connection.execute(RunTagsTable.insert(), rows)
 
@@ -138,7 +144,7 @@ def outcome_table(sagas: Sequence[Saga], notes: Mapping[SagaId, str]) -> dg.Tabl
                 "version": saga.version,
                 "status": saga.status.value,
                 "duration_ms": round(saga.duration_ms or 0.0, 1),
-                "reason": notes.get(saga.saga_id) or reason_of(saga),
+                "reason": notes.get(saga.saga_id) or reason_of(saga) or _kind_of(saga),
                 "saga_id": saga.saga_id,
             }
         )
@@ -153,6 +159,10 @@ def outcome_table(sagas: Sequence[Saga], notes: Mapping[SagaId, str]) -> dg.Tabl
         dg.TableColumn("saga_id"),
     ]
     return dg.MetadataValue.table(records, schema=dg.TableSchema(columns))
+
+
+def _kind_of(saga: Saga) -> str:
+    return "the document is deleted" if saga.deletes and saga.status is Status.COMPLETED else ""
 
 
 def reason_of(saga: Saga) -> str:

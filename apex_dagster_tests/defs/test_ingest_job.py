@@ -8,13 +8,16 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from dagster._core.definitions.reconstruct import ReconstructableJob
+from dagster._core.utils import make_new_run_id
 
 from apex_dagster.composition import Application
+from apex_dagster.defs.instance.dispatch import create_dispatched_run
 from apex_dagster.saga.failpoints import armed
+from apex_dagster.saga.opening import Opened, deletion, open_sagas
 from apex_dagster.saga.states import Status
 from apex_dagster_tests.applications import assert_whole, copies
 from apex_dagster_tests.defs.conftest import ingest
-from apex_dagster_tests.documents import document
+from apex_dagster_tests.documents import document, open_pending
 
 STEPS = ("neo4j_write", "postgres_write", "qdrant_write", "redis_write")
 BOTH = pytest.mark.parametrize("staging", ["in_order", "at_once"])
@@ -55,6 +58,46 @@ def test_a_run_puts_a_document_into_all_stores_and_says_so(
     [event] = materializations(instance, result.run_id)
     assert event.metadata["document_id"].value == unique
     assert event.metadata["version"].value == 1
+
+
+def test_a_run_deletes_a_document_beside_others_and_says_so(
+    dagster_app: Application,
+    instance: dg.DagsterInstance,
+    ingest_job: ReconstructableJob,
+    folder: Path,
+    unique: str,
+) -> None:
+    ingest(ingest_job, instance, paths=[str(write(folder, unique))])
+    [opened] = open_sagas(dagster_app.ledger, [deletion(unique, client="test")])
+    assert isinstance(opened, Opened)
+    other = open_pending(dagster_app, f"{unique}-other")
+    ids = [opened.saga.saga_id, other.saga_id]
+    result = ingest(ingest_job, instance, saga_ids=ids)
+    assert result.success
+    assert_whole(dagster_app, unique)
+    assert_whole(dagster_app, f"{unique}-other")
+    events = {event.metadata["document_id"].value: event for event in materializations(
+        instance, result.run_id)}  # fmt: skip
+    assert events[unique].description == f"{unique} is deleted, as of version 2"
+    assert events[unique].tags == {"saga/status": "completed", "saga/kind": "delete"}
+    assert "saga/kind" not in events[f"{unique}-other"].tags
+    assert instance.get_run_by_id(result.run_id).tags["saga/count"] == "2"
+    assert instance.get_run_by_id(result.run_id).tags["saga/deletions"] == "1"
+
+
+def test_the_runs_list_finds_a_deletion(
+    dagster_app: Application,
+    instance: dg.DagsterInstance,
+    ingest_job: ReconstructableJob,
+    folder: Path,
+    unique: str,
+) -> None:
+    ingest(ingest_job, instance, paths=[str(write(folder, unique))])
+    open_sagas(dagster_app.ledger, [deletion(unique, client="test")])
+    run_id = make_new_run_id()
+    assert create_dispatched_run(instance, dagster_app, run_id=run_id, pool_id="pool")
+    tags = {"saga/kind": "delete", "saga/document_id": unique}
+    assert [run.run_id for run in instance.get_runs(dg.RunsFilter(tags=tags))] == [run_id]
 
 
 @BOTH

@@ -1,16 +1,13 @@
 """Sagas that wait become a run: a batch forms while the last run executes, and shares the next."""
 
-from collections.abc import Sequence
-
 import dagster as dg
 
 from apex_dagster.composition import Application
 from apex_dagster.defs.instance.pool_protocol import POOL_TAG
 from apex_dagster.defs.origin import reconstructable_job, remote_job_origin
-from apex_dagster.defs.run import DOCUMENT_TAG, ID_TAG, STATUS_TAG, index_documents, owner_of
+from apex_dagster.defs.run import STATUS_TAG, identity_tags, index_documents, owner_of
 from apex_dagster.saga.failpoints import reach
 from apex_dagster.saga.pending import claim_pending
-from apex_dagster.saga.saga import Saga
 
 JOB = "ingest_documents"
 SOURCE_TAG = "saga/source"
@@ -45,15 +42,14 @@ def create_dispatched_run(
         job.get_definition(),
         run_id=run_id,
         run_config={"ops": {"extract": {"config": {"saga_ids": saga_ids}}}},
-        tags={POOL_TAG: pool_id, SOURCE_TAG: "api", STATUS_TAG: "in_progress", **_identity(batch)},
+        tags={
+            POOL_TAG: pool_id,
+            SOURCE_TAG: "api",
+            STATUS_TAG: "in_progress",
+            **identity_tags(batch),
+        },
         remote_job_origin=remote_job_origin(JOB),
         job_code_origin=job.get_python_origin(),
     )
     index_documents(instance, run_id, batch)
     return True
-
-
-def _identity(batch: Sequence[Saga]) -> dict[str, str]:
-    if len(batch) == 1:
-        return {ID_TAG: batch[0].saga_id, DOCUMENT_TAG: batch[0].document_id}
-    return {"saga/count": str(len(batch))}
