@@ -43,7 +43,7 @@ def tick(app: Application) -> None:
     if refusal and refusal.store == POSTGRES:
         return
     owner, deadline = f"recovery:{time.time_ns()}", time.monotonic() + _TICK_S
-    while time.monotonic() < deadline and app.ingestion.recovery.recover(owner=owner, limit=5):
+    while time.monotonic() < deadline and app.ingestion.recovery.recover(owner=owner):
         pass
     if not app.breakers.down():
         app.ingestion.sweep(limit=100)

@@ -111,7 +111,7 @@ def recovery_sensor(context: dg.SensorEvaluationContext, sagas: SagasResource) -
     owner, deadline = f"recovery:{time.time_ns()}", time.monotonic() + _RECOVERY_TICK_S
     finished: list[Saga] = []
     while time.monotonic() < deadline:
-        some = app.ingestion.recovery.recover(owner=owner, limit=5)
+        some = app.ingestion.recovery.recover(owner=owner)
         finished += some
         if not some:
             break

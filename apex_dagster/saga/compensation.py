@@ -246,7 +246,10 @@ class Compensation:
                     {k: v for part in parts for k, v in part[1].items()},
                 )
             message = Failure.of(error, step.name).message
-            down = breakers.note(store, error)
+            # A store that answers a ping but not this is slow: a later try may succeed.
+            down = breakers.note(store, error) or (
+                store if isinstance(error, TransientError) else None
+            )
             tried = not isinstance(error, Unavailable)
             return {}, {
                 saga.saga_id: {"error": message} | _wait(saga, step.name, down, tried)

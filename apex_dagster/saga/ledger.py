@@ -265,7 +265,11 @@ class Ledger:
             ]
             rest = [s for s in held if s not in superseded and s not in conflicts]
             blocked = [s for s in rest if pointers[s.document_id]["head_is_unpublished"]]
-            winners = [s for s in rest if s not in blocked]
+            able = [s for s in rest if s not in blocked]
+            # A document has one pointer: of several sagas the one that arrived last has it.
+            last = {s.document_id: s for s in sorted(able, key=lambda s: s.arrival)}
+            superseded += [s for s in able if s is not last[s.document_id]]
+            winners = [s for s in able if s is last[s.document_id]]
             completed = self._point_documents(tx, winners, pointers)
             reach("pivoting")
         return Pivoted(
@@ -325,13 +329,15 @@ class Ledger:
         owner: str,
         *,
         limit: int = 50,
+        statuses: Sequence[Status] = tuple(Status),
         among: Sequence[str] | None = None,
         dead_owner: str | None = None,
         run_id: str | None = None,
         left_at: datetime | None = None,
         again: bool = False,
     ) -> list[Saga]:
-        """Claim sagas whose lease has run out, raising their epoch so that no one else moves them.
+        """Claim sagas whose lease has run out, raising their epoch so that no one else moves them:
+        those of `statuses` that have been left for longest, `limit` at most.
 
         The event notes since when nobody drives them: `left_at`, else the end of their leases.
 
@@ -342,7 +348,8 @@ class Ledger:
         """
         with self.transaction() as tx:
             if among is None:
-                expired = _sagas(tx, "expired_sagas", limit=limit)
+                named = [status.value for status in statuses]
+                expired = _sagas(tx, "expired_sagas", limit=limit, statuses=named)
             else:
                 expired = _sagas(tx, "expired_among", saga_ids=list(among), dead_owner=dead_owner)
             taken: list[Saga] = []

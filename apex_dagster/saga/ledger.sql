@@ -162,13 +162,14 @@ RETURNING saga_id
 
 -- expired_sagas --
 -- SKIP LOCKED lets several recoveries run side by side without queueing behind each other.
--- What waits for a store that is down stays where it is.
+-- What waits for a store that is down stays where it is. The longest left come first, or some would
+-- be passed over for as long as others keep coming.
 SELECT * FROM apex.saga_state s
-WHERE lease_expires_at < clock_timestamp()
+WHERE lease_expires_at < clock_timestamp() AND status = ANY (%(statuses)s::text[])
   AND (status IN ('pending', 'in_progress', 'compensating')
        OR (status = 'completed' AND published_at IS NULL))
   AND NOT EXISTS (SELECT FROM apex.breaker b WHERE b.store = ANY (s.waits_for) AND b.closed_at IS NULL)
-ORDER BY saga_id LIMIT %(limit)s FOR NO KEY UPDATE OF s SKIP LOCKED
+ORDER BY lease_expires_at, saga_id LIMIT %(limit)s FOR NO KEY UPDATE OF s SKIP LOCKED
 
 -- expired_among --
 SELECT * FROM apex.saga_state

@@ -37,26 +37,38 @@ class Recovery:
         self._resume, self._takeovers_max = resume, takeovers_max
         self._admission = Admission(engine.breakers)
 
-    def recover(self, *, owner: str, limit: int = 50) -> list[Saga]:
-        """Take over and finish up to `limit` sagas; all of them, as they are now.
+    def recover(self, *, owner: str, limit: int = 50, singly_max: int = 5) -> list[Saga]:
+        """Take over and finish up to `limit` sagas of each kind; all of them, as they are now.
+
+        First those that hold something in stores which is not yet shown, or shown no more. Those in
+        progress, `singly_max` of them, are driven one by one: a document that kills its worker must
+        not take others with it. Last come those that nobody has begun, in batches: however many of
+        them wait, the others do not wait for them.
 
         Probes stores that are down first, where it is time to: sagas that wait for one follow when
         it is back, and not before.
         """
         self._engine.breakers.probe()
         with self._engine.lease(owner):
-            taken = self._engine.ledger.take_over(owner, limit=limit)
-            for saga in taken:
-                log.info("saga_taken_over", saga_id=saga.saga_id, takeovers=saga.takeovers)
+            taken = self._take_over(owner, limit, Status.COMPLETED, Status.COMPENSATING)
             self._engine.publish([s for s in taken if s.status is Status.COMPLETED])
             undone = self._compensation.finish(
                 [s for s in taken if s.status is Status.COMPENSATING]
             )
             self._go_on_with_restarts(undone, owner)
-            # One by one: a document that kills its worker must not take others with it.
-            for saga in (saga for saga in taken if saga.status is Status.IN_PROGRESS):
+            begun = self._take_over(owner, singly_max, Status.IN_PROGRESS)
+            for saga in begun:
                 self._finish(saga, owner)
-        return self._engine.ledger.sagas([saga.saga_id for saga in taken])
+            fresh = self._take_over(owner, limit, Status.PENDING)
+            for batch in _one_of_a_document(fresh):
+                self._resume(batch, owner)
+        return self._engine.ledger.sagas([saga.saga_id for saga in (*taken, *begun, *fresh)])
+
+    def _take_over(self, owner: str, limit: int, *statuses: Status) -> list[Saga]:
+        taken = self._engine.ledger.take_over(owner, limit=limit, statuses=statuses)
+        for saga in taken:
+            log.info("saga_taken_over", saga_id=saga.saga_id, takeovers=saga.takeovers)
+        return taken
 
     def retry_due(self, *, limit: int = 50, owner: str | None = None) -> list[Saga]:
         """Try files again whose time has come, as many as may come in now and `limit` at most.
@@ -77,10 +89,12 @@ class Recovery:
         return ledger.sagas([saga.saga_id for saga in opened])
 
     def drive(self, pending: Sequence[Saga], *, owner: str) -> None:
-        """Claim sagas that wait for a driver and bring them to their ends, in one batch; those that
-        somebody else has claimed are that one's."""
+        """Claim sagas that wait for a driver and bring them to their ends, in as few batches as may
+        be; those that somebody else has claimed are that one's."""
         with self._engine.lease(owner):
-            self._resume(self._engine.move(CLAIMED, pending, owner=owner), owner)
+            claimed = self._engine.move(CLAIMED, pending, owner=owner)
+            for batch in _one_of_a_document(claimed):
+                self._resume(batch, owner)
 
     def _finish(self, saga: Saga, owner: str) -> None:
         if saga.error is None and saga.takeovers <= self._takeovers_max:
@@ -101,3 +115,15 @@ class Recovery:
         engine = self._engine
         for saga in waiting_restarts(engine.ledger, undone):
             self._resume(engine.move(CLAIMED, [saga], owner=owner), owner)
+
+
+def _one_of_a_document(sagas: Sequence[Saga]) -> list[list[Saga]]:
+    """Batches in which no document comes twice, in the order of arrival."""
+    batches: list[dict[str, Saga]] = []
+    for saga in sorted(sagas, key=lambda saga: saga.arrival):
+        free = (batch for batch in batches if saga.document_id not in batch)
+        batch = next(free, None)
+        if batch is None:
+            batches.append(batch := {})
+        batch[saga.document_id] = saga
+    return [list(batch.values()) for batch in batches]

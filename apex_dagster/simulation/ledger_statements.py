@@ -101,7 +101,9 @@ class LedgerStatements(Statements):
     def _expired_sagas(self, v: Values) -> Iterable[Row]:
         expired = [s for s in self._all() if is_unfinished(s) and self._expired(s)]
         down = {store for store, b in self.tables.breakers.items() if b["closed_at"] is None}
-        return [s for s in expired if not down & set(s["waits_for"] or ())][: v["limit"]]
+        free = [s for s in expired if not down & set(s["waits_for"] or ())]
+        chosen = [s for s in free if s["status"] in v["statuses"]]
+        return sorted(chosen, key=lambda s: (s["lease_expires_at"], s["saga_id"]))[: v["limit"]]
 
     def _expired_among(self, v: Values) -> Iterable[Row]:
         dead = v["dead_owner"]

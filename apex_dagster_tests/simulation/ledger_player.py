@@ -259,8 +259,9 @@ class LedgerPlayer:
         self._twins.pass_time(2 * LEASE_S)
 
     def _do_take_over(self) -> None:
-        owner, limit = self._owner(), self._draw.randint(1, 5)
-        self._both("take_over", lambda ledger: ledger.take_over(owner, limit=limit))
+        """Of these statuses all: which are left longest is a matter of microseconds on one side."""
+        owner, statuses = self._owner(), self._draw.sample(list(Status), self._draw.randint(1, 2))
+        self._both("take_over", lambda ledger: ledger.take_over(owner, statuses=statuses))
 
     def _do_take_over_among(self) -> None:
         owner, ids = self._owner(), self._ids()
