@@ -39,7 +39,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         ),
         "reconcile": (
             "apex_dagster.cli.reconcile:reconcile",
-            "Find what stores hold otherwise than they have to, and repair it.",
+            "Compare what stores hold with what they have to hold, and repair it.",
         ),
         "simulate": (
             "apex_dagster.cli.simulate:simulate",
