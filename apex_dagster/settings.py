@@ -119,6 +119,10 @@ class Settings(BaseSettings):
     api_keys_cache_s: float = Field(
         5.0, gt=0, le=300, description="A key that was revoked is refused so much later at most."
     )
+    api_rate: str = Field(
+        "2000/second",
+        description="Requests that a client may send, to each API process; as `100/minute`.",
+    )
     api_body_bytes_max: int = Field(
         16 * 1024 * 1024, ge=1024, description="A larger request, or line of a batch, is refused."
     )

@@ -20,6 +20,7 @@ KEY_REUSED = "The idempotency key was used before, with another body: send a new
 STILL_OPEN = "The document's saga has not ended yet and goes on: ask again with the same key"
 UNEXPECTED = "an unexpected error; the server's log tells more"
 STILL_OPEN_RETRY_S = 5
+INGEST_PATH = "/documents/ingest"
 
 
 def answer_of(outcome: Outcome) -> Answer:
@@ -35,7 +36,9 @@ def answer_of(outcome: Outcome) -> Answer:
         unchanged = {"unchanged": True} if outcome.unchanged else {}
         return Answer(status=HTTPStatus.OK, body=orjson.dumps(body | unchanged))
     problem = _problem_of(outcome)
-    return Answer(status=problem.status, body=problem.body())
+    # Without a saga, nothing but the request is what it is about, whose bytes may be kept.
+    about = f"/sagas/{outcome.saga_id}" if outcome.saga_id else INGEST_PATH
+    return Answer(status=problem.status, body=problem.body(about))
 
 
 def response_of(answer: Answer) -> Response:

@@ -37,6 +37,7 @@ from apex_dagster.api.hosts import LoopbackNames
 from apex_dagster.api.key_ring import KeyRing
 from apex_dagster.api.keys import ApiKeys, describe
 from apex_dagster.api.live_documents import LiveDocuments
+from apex_dagster.api.rate import RateLimit, rate_of
 from apex_dagster.api.sagas import Sagas
 from apex_dagster.api.search import Searches
 from apex_dagster.api.threads import BoundedCalls
@@ -87,6 +88,9 @@ def create_app(
     app.include_router(sagas.router)
     app.include_router(health.router)
     problems.install(app)
+    app.add_middleware(
+        RateLimit, rate=rate_of(settings.api_rate)
+    )  # within the next, which says who
     # A page of another site can make a browser send requests here, but none with a key.
     app.add_middleware(ApiKeys if keys else LoopbackNames)
     app.openapi = partial(openapi, app, keys=keys)  # type: ignore[method-assign]

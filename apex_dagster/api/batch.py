@@ -23,6 +23,8 @@ from apex_dagster.saga.submissions import Answer
 
 log = structlog.get_logger(__name__)
 
+BATCH_PATH = "/documents/ingest/batch"
+
 # Documents of one request on their way at once: enough to fill runs, little enough for memory.
 _UNDER_WAY_MAX = 256
 
@@ -78,7 +80,7 @@ class BatchResponse(Response):
                 log.info("batch_client_gone", lines=number)
             except Problem as problem:  # of the rest of the body, which is not read
                 number += problem.name == "too-large"
-                self._put(number, Answer(status=problem.status, body=problem.body()))
+                self._put(number, Answer(status=problem.status, body=problem.body(BATCH_PATH)))
         self._outcomes.put_nowait(None)
 
     async def _one(self, number: int, line: bytes, room: asyncio.Semaphore) -> None:
@@ -88,7 +90,7 @@ class BatchResponse(Response):
             problem = problem_of(error)
             if problem.name == "unexpected":
                 log.exception("batch_line_failed", line=number)
-            answer = Answer(status=problem.status, body=problem.body())
+            answer = Answer(status=problem.status, body=problem.body(BATCH_PATH))
         finally:
             room.release()
         self._put(number, answer)

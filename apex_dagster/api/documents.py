@@ -10,8 +10,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from apex_dagster.api.answers import response_of
-from apex_dagster.api.batch import BatchResponse
+from apex_dagster.api.answers import INGEST_PATH, response_of
+from apex_dagster.api.batch import BATCH_PATH, BatchResponse
 from apex_dagster.api.bodies import JSON, NDJSON, check_media_type, read_body, read_lines
 from apex_dagster.api.keys import client_of
 from apex_dagster.api.problems import described, described_for_now
@@ -65,7 +65,7 @@ _DOCUMENT = {"$ref": "#/components/schemas/Document"}
 
 
 @router.post(
-    "/documents/ingest",
+    INGEST_PATH,
     summary="Ingest a document",
     responses={
         200: {
@@ -108,7 +108,7 @@ async def ingest(request: Request) -> Response:
 
 
 @router.post(
-    "/documents/ingest/batch",
+    BATCH_PATH,
     summary="Ingest many documents, a line each",
     response_class=Response,
     responses={

@@ -11,7 +11,7 @@ from http import HTTPStatus
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from apex_dagster.api.problems import Problem
+from apex_dagster.api.problems import Problem, refuse
 
 
 def is_loopback(host: str) -> bool:
@@ -35,7 +35,7 @@ class LoopbackNames:
             refusal = Problem(
                 HTTPStatus.MISDIRECTED_REQUEST, "host", "Host: must be a loopback address"
             )
-            await refusal.response()(scope, receive, send)
+            await refuse(refusal, scope, receive, send)
             return
         await self._app(scope, receive, send)
 

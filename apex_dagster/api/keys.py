@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from apex_dagster.access.keys import Scope as KeyScope
 from apex_dagster.access.keys import UsableKey
-from apex_dagster.api.problems import Problem, answer_to, described
+from apex_dagster.api.problems import Problem, described, refuse
 
 # Health, for those who watch the process; the description, as a browser cannot send a key for it.
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
@@ -56,7 +56,7 @@ class ApiKeys:
                 if wanted is not None:
                     scope["apex.key"] = await _admitted(scope, wanted)
             except Exception as error:  # such as a ledger that cannot be asked
-                await answer_to(error, path=scope["path"])(scope, receive, send)
+                await refuse(error, scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

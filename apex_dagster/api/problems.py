@@ -6,12 +6,14 @@ import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from apex_dagster.errors import ApexError, IncompleteVersion, QueueFull, TransientError
 from apex_dagster.ingestion.request import RequestRefused
@@ -38,20 +40,18 @@ class Problem(Exception):
         self.status, self.name, self.detail = status, name, detail
         self.headers, self.more = dict(headers or {}), more
 
-    def body(self) -> bytes:
-        """The problem's JSON; members without a value are left out."""
+    def body(self, instance: str | None = None) -> bytes:
+        """The problem's JSON; members without a value are left out. `instance` says what it is
+        about: the path that was asked for, or the saga that failed."""
         members = {
             "type": f"urn:apex:problem:{self.name}",
             "title": self.status.phrase,
             "status": self.status.value,
             "detail": self.detail,
+            "instance": None if instance is None else quote(instance),
             **self.more,
         }
         return orjson.dumps({name: value for name, value in members.items() if value is not None})
-
-    def response(self) -> Response:
-        """As an HTTP response."""
-        return Response(self.body(), self.status.value, self.headers, MEDIA_TYPE)
 
 
 def problem_of(error: Exception) -> Problem:
@@ -119,20 +119,25 @@ def install(app: FastAPI) -> None:
     """Answer every error with problem details."""
 
     async def answer(request: Request, error: Exception) -> Response:
-        return answer_to(error, path=request.url.path)
+        return answer_to(error, request.scope["path"])
 
     for kind in (Problem, ApexError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, answer)
 
 
-def answer_to(error: Exception, *, path: str) -> Response:
+def answer_to(error: Exception, path: str) -> Response:
     """What a client is told of an error; the log is told more, but no header of the request."""
     problem = problem_of(error)
     if problem.name == "unexpected":
         log.error("request_failed", path=path, error=type(error).__name__)
     elif isinstance(error, ApexError) and problem.status >= 500:
         log.warning("request_refused", path=path, error=str(error))
-    return problem.response()
+    return Response(problem.body(path), problem.status.value, problem.headers, MEDIA_TYPE)
+
+
+async def refuse(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer an error in middleware, which no exception handler sees."""
+    await answer_to(error, scope["path"])(scope, receive, send)
 
 
 def described(description: str, example: Any = None) -> dict[str, Any]:

@@ -98,6 +98,7 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
+    instance: str | None = Field(None, description="The path asked for, or the saga that failed.")
     field: str | None = Field(None, description="The member or header at fault.")
     document_id: str | None = None
     saga_id: str | None = None
@@ -109,6 +110,7 @@ class Problem(BaseModel):
     store: str | None = None
     bytes_max: int | None = None
     documents_max: int | None = None
+    scope: str | None = Field(None, description="What the API key lacks.")
 
 
 class Line(BaseModel):
@@ -159,6 +161,7 @@ COMPENSATED_EXAMPLE = {
     "title": "Internal Server Error",
     "status": 500,
     "detail": "Document ingestion failed and was compensated",
+    "instance": "/sagas/ingest_harbour-news-7_0f3c5a9d1b7e2460",
     "document_id": "harbour-news-7",
     "saga_id": "ingest_harbour-news-7_0f3c5a9d1b7e2460",
     "step": "qdrant_write",

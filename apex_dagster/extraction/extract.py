@@ -206,7 +206,7 @@ class Extractor:
         if len(chunks) > self.chunks_max:
             raise DocumentRejected(
                 document.document_id,
-                f"it makes {len(chunks):,} chunks, more than chunks_max = {self.chunks_max:,};"
+                f"chunks: there are {len(chunks):,}, more than chunks_max = {self.chunks_max:,};"
                 " split it, or raise APEX_CHUNKS_MAX",
             )
 

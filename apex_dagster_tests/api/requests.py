@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import quote, unquote
 
 import orjson
 
@@ -48,6 +49,9 @@ def problem(answer: Any, status: int, name: str) -> dict[str, Any]:
     body: dict[str, Any] = answer.json()
     assert (body["status"], body["type"]) == (status, f"urn:apex:problem:{name}"), body
     assert body["title"]
+    assert body["detail"]
+    asked = quote(unquote(answer.request.url.raw_path.decode().partition("?")[0]))
+    assert body["instance"] in (asked, f"/sagas/{quote(body.get('saga_id', ''))}")
     assert "Traceback" not in answer.text
     assert "postgresql://" not in answer.text
     return body

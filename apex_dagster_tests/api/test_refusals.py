@@ -99,6 +99,15 @@ def test_a_name_that_is_not_this_machine_is_refused(refusing):
         assert refusing.get("/healthz", headers={"Host": name}).status_code == 200
 
 
+def test_more_chunks_than_may_be_are_refused_with_the_limit(start_api):
+    with start_api(chunks_max=2).client() as client:
+        chunk = {"text": "Copper.", "embedding": VECTOR}
+        body = problem(post(client, WHOLE | {"chunks": [chunk] * 3}), 422, "invalid")
+    assert body["field"] == "chunks"
+    assert "there are 3, more than chunks_max = 2" in body["detail"]
+    assert "APEX_CHUNKS_MAX" in body["detail"]
+
+
 def test_unknown_paths_and_methods_are_problems_too(refusing):
     problem(refusing.get("/nowhere"), 404, "http")
     answer = refusing.put("/documents/ingest")
