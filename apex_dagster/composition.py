@@ -22,6 +22,7 @@ from apex_dagster.ingestion.reconcile import Reconciler
 from apex_dagster.ingestion.search import Searcher
 from apex_dagster.ingestion.sources import Sources
 from apex_dagster.ingestion.steps import Extractions, StoreStep
+from apex_dagster.ingestion.views import Views
 from apex_dagster.migrations.migrate import migrate
 from apex_dagster.observability.alerts import Alerts, Tell
 from apex_dagster.observability.delivery import to_log, to_slack, to_webhook
@@ -40,6 +41,8 @@ from apex_dagster.stores.protocol import AuditedStore
 from apex_dagster.stores.qdrant_store import QdrantStore
 from apex_dagster.stores.reading import Catalogue
 from apex_dagster.stores.redis_store import RedisStore
+
+VIEW_TIMEOUT_S = 1.0  # a frozen Redis costs a read no more, and then none for a while
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +172,7 @@ class Reading:
     """What a process needs that shows documents."""
 
     reader: DocumentReader
+    views: Views
     catalogue: Catalogue
 
 
@@ -180,10 +184,12 @@ def reading(settings: Settings, servers: Endpoints) -> Iterator[Reading]:
     """
     patience = {"step_timeout_s": settings.read_timeout_s}
     stores = _stores(settings.model_copy(update=patience), servers)
+    quick = _cache(settings, servers, timeout_s=min(VIEW_TIMEOUT_S, settings.read_timeout_s))
     try:
-        yield Reading(reader=_reader(settings, stores), catalogue=stores[1])
+        reader = _reader(settings, stores)
+        yield Reading(reader=reader, views=Views(quick), catalogue=stores[1])
     finally:
-        for store in stores:
+        for store in (*stores, quick):
             store.close()
 
 
@@ -249,12 +255,16 @@ def _stores(settings: Settings, servers: Endpoints) -> _Stores:
             api_key=servers.qdrant_api_key.get_secret_value() if servers.qdrant_api_key else None,
             timeout_s=settings.step_timeout_s,
         ),
-        RedisStore(
-            servers.redis_url.get_secret_value(),
-            prefix=settings.redis_prefix,
-            cache_ttl_s=settings.cache_ttl_s,
-            timeout_s=min(10.0, settings.step_timeout_s),
-        ),
+        _cache(settings, servers, timeout_s=min(10.0, settings.step_timeout_s)),
+    )
+
+
+def _cache(settings: Settings, servers: Endpoints, *, timeout_s: float) -> RedisStore:
+    return RedisStore(
+        servers.redis_url.get_secret_value(),
+        prefix=settings.redis_prefix,
+        cache_ttl_s=settings.cache_ttl_s,
+        timeout_s=timeout_s,
     )
 
 

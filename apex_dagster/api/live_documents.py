@@ -28,6 +28,7 @@ from apex_dagster.api.pages import (
 )
 from apex_dagster.api.problems import POSTGRES_DOWN, Problem, described, described_for_now
 from apex_dagster.api.threads import BoundedCalls
+from apex_dagster.records import VersionRef
 from apex_dagster.saga.ledger import Ledger
 from apex_dagster.stores.reading import LiveHeading, LiveVersion
 
@@ -48,15 +49,23 @@ class LiveDocuments:
 
     def document(self, document_id: str, if_none_match: str | None) -> Response:
         """The live version; 304 without a body where the client has it. Raises Problem 404."""
-        etag = self._etag(document_id) if if_none_match else None
-        if if_none_match and etag and _names(if_none_match, etag):
+        live = self._pointed_at(document_id)
+        if live is None:
+            raise _not_live(document_id)
+        ref, etag = live
+        if if_none_match and _names(if_none_match, etag):
             return Response(None, HTTPStatus.NOT_MODIFIED, _validators(etag))
-        found = self.reading.result().reader.read_document(document_id)
+        reading = self.reading.result()
+        # What was shown of this very version before, whole, is what it is still.
+        if (view := reading.views.find(ref)) is not None:
+            return _shown(view, etag, cache="hit")
+        found = reading.reader.read_document(document_id)
         if found is None:
             raise _not_live(document_id)
-        headers = _validators(etag_of(found.ref.version, found.version.content_hash))
-        headers["X-Cache"] = "hit" if found.cached else "miss"
-        return Response(json_bytes(content_of(found)), 200, headers, "application/json")
+        view = json_bytes(content_of(found))
+        reading.views.keep(found.ref, view)
+        etag = etag_of(found.ref.version, found.version.content_hash)
+        return _shown(view, etag, cache="miss")
 
     def page(self, after: str, collection: str | None, limit: int) -> list[dict[str, Any]]:
         """One more than `limit`, if there are."""
@@ -65,12 +74,14 @@ class LiveDocuments:
         )
         return [_heading(each) for each in found]
 
-    def _etag(self, document_id: str) -> str | None:
-        """Of the version that the pointer names now, which is all that a 304 has to know."""
+    def _pointed_at(self, document_id: str) -> tuple[VersionRef, str] | None:
+        """The version that the pointer names now, and its ETag."""
         pointer = self.ledger.pointers([document_id]).get(document_id)
         if pointer is None or pointer["live_version"] is None:
             return None
-        return etag_of(pointer["live_version"], pointer["content_hash"])
+        version, saga_id = pointer["live_version"], pointer["live_saga_id"]
+        ref = VersionRef(document_id=document_id, version=version, saga_id=saga_id)
+        return ref, etag_of(version, pointer["content_hash"])
 
 
 @router.get(
@@ -122,7 +133,8 @@ async def list_documents(
             "headers": {
                 "X-Cache": {
                     "schema": {"type": "string", "enum": ["hit", "miss"]},
-                    "description": "Whether Redis holds this version. The content is the same.",
+                    "description": "Whether Redis alone was asked for it, or all stores were. The"
+                    " content is the same.",
                 },
                 "ETag": {"schema": {"type": "string"}, "description": "Of this version."},
             },
@@ -132,8 +144,8 @@ async def list_documents(
         404: described("No version of it is live.", NOT_LIVE_EXAMPLE),
         422: described("Nothing can have this id."),
         503: described_for_now(
-            "PostgreSQL, Neo4j or Qdrant is down, or no whole version was read in time. Redis may"
-            " be down."
+            "PostgreSQL is down, or Neo4j or Qdrant is and it was not read lately, or no whole"
+            " version was read in time. Redis may be down."
         ),
     },
 )
@@ -150,7 +162,8 @@ async def read_document(
     ],
     if_none_match: Annotated[str | None, Header(description="ETags of versions at hand.")] = None,
 ) -> Response:
-    """The live version as all stores hold it, never a mixture, whatever is written meanwhile.
+    """The live version as all stores hold it, never a mixture, whatever is written meanwhile. Read
+    again, it comes from Redis, once PostgreSQL has said that it is the live one still.
 
     A version that is replaced while it is read may be what comes back: it was live at one moment of
     the request.
@@ -190,6 +203,11 @@ def _named(live: LiveVersion | LiveHeading) -> dict[str, Any]:
         "title": live.title,
         "collection": live.collection,
     }
+
+
+def _shown(view: bytes, etag: str, *, cache: str) -> Response:
+    headers = _validators(etag) | {"X-Cache": cache}
+    return Response(view, 200, headers, "application/json")
 
 
 def _validators(etag: str) -> dict[str, str]:

@@ -4,6 +4,7 @@
     {prefix}doc:{document_id}           the live entry; a cache: it expires and may be evicted
     {prefix}fence:{{prefix}doc:{id}}    the highest version ever published; never expires
     {prefix}stages:{{prefix}doc:{id}}   version -> saga_id of what is staged, to find it by version
+    {prefix}view:{document_id}          how readers were shown a version, and which; expires
 
 Works on Redis 7 or Valkey, a single server or a replicated one. Not on a cluster: a stage key and
 its document's key are in different slots. Eviction must spare keys without a time to live.
@@ -65,6 +66,7 @@ ScriptName = Literal[
     "find_version",
     "find_older",
     "count_entries",
+    "keep_view",
 ]
 
 
@@ -156,8 +158,13 @@ class RedisStore:
             (
                 _Call(
                     script="discard",
-                    keys=(self._stage_key(ref), self._doc_key(ref), self._stages_key(ref)),
-                    args=(_header(ref), ref.version),
+                    keys=(
+                        self._stage_key(ref),
+                        self._doc_key(ref),
+                        self._stages_key(ref),
+                        self._view_key(ref),
+                    ),
+                    args=(_header(ref), ref.version, _view_header(ref)),
                 )
                 for ref in batch
             ),
@@ -191,7 +198,7 @@ class RedisStore:
                         self._doc_key(ref),
                         self._fence_key(ref),
                         self._stages_key(ref),
-                        f"{self._prefix}view:{ref.document_id}",
+                        self._view_key(ref),
                     ),
                     args=(ref.version, f"{self._prefix}stage:"),
                 )
@@ -209,7 +216,7 @@ class RedisStore:
                     keys=(
                         self._doc_key(ref),
                         self._fence_key(ref),
-                        f"{self._prefix}view:{ref.document_id}",
+                        self._view_key(ref),
                     ),
                     args=(ref.version,),
                 )
@@ -287,6 +294,22 @@ class RedisStore:
         )
         return CacheEntry(refs=frozenset({found}), items={"entries": 1}, body=entry)
 
+    def read_view(self, ref: VersionRef) -> bytes | None:
+        """How this version was shown last; None where it was not, or another one was."""
+        with self._errors():
+            body = self._redis().get(self._view_key(ref))
+        header = _view_header(ref)
+        if not isinstance(body, bytes) or not body.startswith(header):
+            return None
+        return body.removeprefix(header)
+
+    def keep_view(self, ref: VersionRef, body: bytes) -> None:
+        """Keep how it was shown, unless a later version has been published."""
+        args = (ref.version, _view_header(ref) + body, self._cache_ttl_s)
+        keys = (self._view_key(ref), self._fence_key(ref))
+        with self._errors():
+            self._redis().eval(_SCRIPTS["keep_view"], len(keys), *keys, *args)
+
     def read(self, document_id: str) -> dict[str, Any] | None:
         """The live entry; None if it has expired or was evicted. It is a hit only if its version is
         the one that the ledger's pointer names."""
@@ -361,6 +384,9 @@ class RedisStore:
     def _stages_key(self, ref: VersionRef) -> str:
         return f"{self._prefix}stages:{{{self._doc_key(ref)}}}"
 
+    def _view_key(self, ref: VersionRef) -> str:
+        return f"{self._prefix}view:{ref.document_id}"
+
     def _redis(self) -> redis.Redis:
         with self._lock:
             if self._client is None:
@@ -424,6 +450,12 @@ _SCRIPTS: Mapping[ScriptName, str] = {
 def _header(ref: VersionRef) -> bytes:
     """How a body of this saga begins, up to its status: the scripts recognise entries by it."""
     return b'{"saga_id":%b,"ingestion_status":' % orjson.dumps(ref.saga_id)
+
+
+def _view_header(ref: VersionRef) -> bytes:
+    """How a view of this version begins. Changes with what readers are shown: a view of an earlier
+    release is none then."""
+    return b"1 %b\n" % ref.saga_id.encode()
 
 
 def _body(version: StagedVersion) -> bytes:

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from urllib.parse import quote
 
-import orjson
 import pytest
 
 from apex_dagster.api.app import READ_THREADS
@@ -134,25 +133,83 @@ def test_other_routes_are_not_taken_for_ids(client, driver, unique):
 # -- the cache ---------------------------------------------------------------------------------
 
 
-def test_a_hit_and_a_miss_show_the_same(client, app, unique):
-    [saga] = ingest(app, submission(unique))
-    hit = get(client, unique)
-    app.stores["redis"].discard([saga.ref])
-    miss = get(client, unique)
-    assert (hit.headers["x-cache"], miss.headers["x-cache"]) == ("hit", "miss")
-    assert hit.json() == miss.json()
+def cached(app) -> dict[str, int]:
+    """The views in Redis, with the seconds that they have left."""
+    redis = app.stores["redis"]._redis()
+    keys = redis.scan_iter(match=f"{app.settings.redis_prefix}view:*")
+    return {key.decode(): redis.ttl(key) for key in keys}
 
 
-def test_another_version_in_the_cache_is_a_miss(client, app, unique):
-    """The cache was not told of the second version, or has not been yet."""
+def test_what_was_read_before_is_read_from_redis_and_is_the_same_to_the_byte(client, app, unique):
     ingest(app, submission(unique))
-    stale = app.stores["redis"].read(unique)
-    [saga] = ingest(app, submission(unique, edition=2))
-    app.stores["redis"].discard([saga.ref])
-    key = f"{app.settings.redis_prefix}doc:{unique}"
-    app.stores["redis"]._redis().set(key, orjson.dumps(stale))
-    answer = get(client, unique)
-    assert (answer.headers["x-cache"], answer.json()["version"]) == ("miss", 2)
+    assert cached(app) == {}
+    miss, hit = get(client, unique), get(client, unique)
+    assert (miss.headers["x-cache"], hit.headers["x-cache"]) == ("miss", "hit")
+    assert (hit.content, hit.headers["etag"]) == (miss.content, miss.headers["etag"])
+    [life_s] = cached(app).values()
+    assert 3000 < life_s <= app.settings.cache_ttl_s
+
+
+def test_a_hit_does_without_the_stores(
+    start_api, build_application, private_server, endpoints, unique
+):
+    qdrant = private_server("qdrant")
+    servers = with_private(endpoints, qdrant)
+    ingest(build_application(servers), submission(unique), submission(f"{unique}-unread"))
+    with start_api(**addresses(servers)).client() as client:
+        assert get(client, unique).headers["x-cache"] == "miss"
+        qdrant.stop()
+        assert get(client, unique).headers["x-cache"] == "hit"
+        problem(get(client, f"{unique}-unread"), 503, "unavailable")
+
+
+def test_another_version_in_the_cache_is_a_miss_and_makes_room(client, app, unique):
+    ingest(app, submission(unique))
+    assert [get(client, unique).headers["x-cache"] for _ in range(2)] == ["miss", "hit"]
+    ingest(app, submission(unique, edition=2))
+    answers = [get(client, unique) for _ in range(2)]
+    assert [answer.headers["x-cache"] for answer in answers] == ["miss", "hit"]
+    assert {answer.json()["version"] for answer in answers} == {2}
+    assert len(cached(app)) == 1
+
+
+def test_a_failed_update_leaves_the_view_as_it_is(client, app, unique):
+    ingest(app, submission(unique))
+    before = get(client, unique)
+    with armed("sent:redis_write=reject"):
+        app.ingestion.ingest([submission(unique, edition=2)], owner="test")
+    after = get(client, unique)
+    assert (after.headers["x-cache"], after.content) == ("hit", before.content)
+
+
+def test_who_reads_for_too_long_does_not_bring_an_old_version_back_to_the_cache(app, unique):
+    redis = app.stores["redis"]
+    [first] = ingest(app, submission(unique))
+    [second] = ingest(app, submission(unique, edition=2))
+    redis.keep_view(first.ref, b"late")
+    assert cached(app) == {}
+    redis.keep_view(second.ref, b"now")
+    assert (redis.read_view(second.ref), redis.read_view(first.ref)) == (b"now", None)
+
+
+def test_a_view_goes_with_its_version_and_not_with_another(app, unique):
+    redis = app.stores["redis"]
+    [first] = ingest(app, submission(unique))
+    [second] = ingest(app, submission(unique, edition=2))
+    redis.keep_view(second.ref, b"now")
+    redis.discard([first.ref])
+    assert redis.read_view(second.ref) == b"now"
+    redis.discard([second.ref])
+    assert cached(app) == {}
+
+
+def test_too_large_a_view_is_not_kept(client, app, unique):
+    text = "Copper comes from the harbour. " * 40_000
+    ingest(app, submission(unique, metadata={"remarks": text}))
+    answers = [get(client, unique) for _ in range(2)]
+    assert [answer.headers["x-cache"] for answer in answers] == ["miss", "miss"]
+    assert answers[0].json()["metadata"]["remarks"] == text
+    assert cached(app) == {}
 
 
 @pytest.mark.parametrize("outage", ["stopped", "frozen"])
@@ -163,7 +220,7 @@ def test_without_redis_reads_go_on(
     servers = with_private(endpoints, server)
     ingest(build_application(servers), submission(unique))
     with start_api(**addresses(servers)).client() as client:
-        with_cache = get(client, unique)
+        with_cache = [get(client, unique) for _ in range(2)][1]
         assert with_cache.headers["x-cache"] == "hit"
         (server.stop if outage == "stopped" else server.freeze)()
         without = get(client, unique)
@@ -369,7 +426,7 @@ def test_without_postgres_there_is_no_answer_but_503(
         etag = get(client, unique).headers["etag"]
         server.stop()
         for path, headers, asked in (
-            (f"/documents/{unique}", {}, "postgres"),
+            (f"/documents/{unique}", {}, "ledger"),
             ("/documents", {}, "postgres"),
             (f"/documents/{unique}", {"If-None-Match": etag}, "ledger"),
         ):
@@ -387,13 +444,14 @@ def test_reads_of_a_frozen_store_end_and_keep_nobody_else_waiting(
     """More of them than there are threads for reads: some are not even begun in time."""
     server = private_server("qdrant")
     servers = with_private(endpoints, server)
-    ingest(build_application(servers), submission(unique))
+    unread = f"{unique}-unread"
+    ingest(build_application(servers), submission(unique), submission(unread))
     api = start_api(**addresses(servers), read_timeout_s=4)
     with api.client() as client, ThreadPoolExecutor(2 * READ_THREADS) as pool:
         assert get(client, unique).status_code == 200
         server.freeze()
         try:
-            reads = [pool.submit(get, client, unique) for _ in range(2 * READ_THREADS)]
+            reads = [pool.submit(get, client, unread) for _ in range(2 * READ_THREADS)]
             assert client.get("/healthz").status_code == 200
             assert client.get("/readyz").status_code == 200
             assert not any(read.done() for read in reads)
