@@ -24,10 +24,12 @@ from apex_dagster.api import (
     health,
     live_documents,
     problems,
+    progress,
     sagas,
     schemas,
     search,
     search_schemas,
+    uploads,
 )
 from apex_dagster.api.answers import answer_of
 from apex_dagster.api.deletions import Deletions
@@ -37,6 +39,7 @@ from apex_dagster.api.hosts import LoopbackNames
 from apex_dagster.api.key_ring import KeyRing
 from apex_dagster.api.keys import ApiKeys, describe
 from apex_dagster.api.live_documents import LiveDocuments
+from apex_dagster.api.progress import Progress
 from apex_dagster.api.rate import RateLimit, rate_of
 from apex_dagster.api.sagas import Sagas
 from apex_dagster.api.search import Searches
@@ -83,14 +86,15 @@ def create_app(
     )
     app.include_router(documents.router)
     app.include_router(deletions.router)
+    app.include_router(uploads.router)
     app.include_router(live_documents.router)  # below the others: an id may look like a path
     app.include_router(search.router)
+    app.include_router(progress.router)  # above the next, whose ids may hold slashes
     app.include_router(sagas.router)
     app.include_router(health.router)
     problems.install(app)
-    app.add_middleware(
-        RateLimit, rate=rate_of(settings.api_rate)
-    )  # within the next, which says who
+    # Within the next, which says whose request it is.
+    app.add_middleware(RateLimit, rate=rate_of(settings.api_rate))
     # A page of another site can make a browser send requests here, but none with a key.
     app.add_middleware(ApiKeys if keys else LoopbackNames)
     app.openapi = partial(openapi, app, keys=keys)  # type: ignore[method-assign]
@@ -148,6 +152,7 @@ async def lifespan(
         ledger=ledger,
         calls=ledger_calls,
     )
+    app.state.progress = Progress(ledger=ledger, calls=ledger_calls)
     endings.start()
     try:
         with (
@@ -219,6 +224,7 @@ def openapi(app: FastAPI, *, keys: bool) -> dict[str, Any]:
         )
         models = (
             schemas.Document,
+            schemas.Text,
             schemas.Ingested,
             schemas.Line,
             schemas.Problem,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -45,21 +46,42 @@ class Documents:
 
     async def ingest(self, body: bytes, *, client: str, key: str | None = None) -> Answer:
         """Raises RequestRefused, QueueFull, StoreUnavailable."""
-        if len(body) < _LARGE_BYTES:
-            return await self.intake.answer(self._read(body, client, key))
-        loop = asyncio.get_running_loop()
-        opening = await loop.run_in_executor(self.executor, self._read, body, client, key)
-        return await self.intake.answer(opening)
+        call = partial(
+            read_request, body, extractor=self.extractor, client=client, idempotency_key=key
+        )
+        return await self.intake.answer(await self.read(len(body), call))
 
-    def _read(self, body: bytes, client: str, key: str | None) -> Opening:
-        return read_request(body, extractor=self.extractor, client=client, idempotency_key=key)
+    async def read(self, size_bytes: int, call: Callable[[], Opening]) -> Opening:
+        """What `call` makes of a body of that size, without keeping others waiting for long."""
+        if size_bytes < _LARGE_BYTES:
+            return call()
+        return await asyncio.get_running_loop().run_in_executor(self.executor, call)
 
 
-_REFUSALS: dict[int | str, dict[str, Any]] = {
+INGESTED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": Ingested,
+        "description": "Live.",
+        "content": {"application/json": {"example": INGESTED_EXAMPLE}},
+    }
+}
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    409: described("Another version is live than expected, or one that was submitted later."),
     413: described("Larger than APEX_API_BODY_BYTES_MAX."),
     415: described("Another Content-Type."),
-    429: described_for_now("APEX_PENDING_MAX documents wait already."),
+    422: described("A member cannot be used, or the key came with another body before."),
+    429: described_for_now(
+        "APEX_PENDING_MAX documents wait already, or the client exceeds APEX_API_RATE."
+    ),
+    500: described("All four stores are as they were before.", COMPENSATED_EXAMPLE),
     503: described_for_now("A store is down, or the saga has not ended within APEX_ANSWER_WAIT_S."),
+}
+KEY_PARAMETER = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "Send a request again with the same key and body, and it is answered as the"
+    " first was. Kept for APEX_IDEMPOTENCY_KEEP_S.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": KEY_CHARS_MAX},
 }
 _DOCUMENT = {"$ref": "#/components/schemas/Document"}
 
@@ -67,27 +89,9 @@ _DOCUMENT = {"$ref": "#/components/schemas/Document"}
 @router.post(
     INGEST_PATH,
     summary="Ingest a document",
-    responses={
-        200: {
-            "model": Ingested,
-            "description": "Live.",
-            "content": {"application/json": {"example": INGESTED_EXAMPLE}},
-        },
-        409: described("Another version is live than expected, or one that was submitted later."),
-        422: described("A member cannot be used, or the key came with another body before."),
-        500: described("All four stores are as they were before.", COMPENSATED_EXAMPLE),
-        **_REFUSALS,
-    },
+    responses={**INGESTED, **REFUSALS},
     openapi_extra={
-        "parameters": [
-            {
-                "name": "Idempotency-Key",
-                "in": "header",
-                "description": "Send a request again with the same key and body, and it is"
-                " answered as the first was. Kept for APEX_IDEMPOTENCY_KEEP_S.",
-                "schema": {"type": "string", "minLength": 1, "maxLength": KEY_CHARS_MAX},
-            }
-        ],
+        "parameters": [KEY_PARAMETER],
         "requestBody": {
             "required": True,
             "content": {JSON[0]: {"schema": _DOCUMENT, "examples": DOCUMENT_EXAMPLES}},
@@ -116,7 +120,7 @@ async def ingest(request: Request) -> Response:
             "description": "One line for each document, in the order in which they end.",
             "content": {NDJSON[0]: {"schema": {"$ref": "#/components/schemas/Line"}}},
         },
-        415: _REFUSALS[415],
+        415: REFUSALS[415],
         422: described("An Idempotency-Key header; each line may have an idempotency_key."),
     },
     openapi_extra={

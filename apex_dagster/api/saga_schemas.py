@@ -153,3 +153,12 @@ UNKNOWN_SAGA_EXAMPLE = {
     "detail": "No saga has this id",
     "saga_id": "ingest_harbour-news-7_0000000000000000",
 }
+
+PROGRESS_EXAMPLE = """event: step_completed
+data: {"seq":5,"event":"step_completed","step":"neo4j_write","status":"in_progress"}
+id: 5
+
+event: ended
+data: {"saga_id":"ingest_harbour-news-7_0f3c5a9d1b7e2460","status":"completed"}
+id: 14-ended
+"""

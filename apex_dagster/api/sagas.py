@@ -37,7 +37,7 @@ from apex_dagster.saga.states import Status
 
 router = APIRouter(tags=["sagas"])
 
-_SAGA_ID_CHARS_MAX = ID_CHARS_MAX + 64  # it holds the document's, and a few characters more
+SAGA_ID_CHARS_MAX = ID_CHARS_MAX + 64  # it holds the document's, and a few characters more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,15 +50,13 @@ class Sagas:
     def story(self, saga_id: str) -> bytes:
         """The saga's story as JSON. Raises Problem 404."""
         if not (found := self.ledger.sagas([saga_id])):
-            raise Problem(
-                HTTPStatus.NOT_FOUND, "unknown-saga", "No saga has this id", saga_id=saga_id
-            )
+            raise unknown_saga(saga_id)
         story = story_of(self.ledger, found[0])
         return json_bytes(
             {
-                "saga": _summary(story.saga),
+                "saga": summary_of(story.saga),
                 "steps": [_step(step) for step in story.steps],
-                "events": [_event(event) for event in story.events],
+                "events": [event_of(event) for event in story.events],
                 "what_now": story.what_now,
             }
         )
@@ -83,7 +81,7 @@ class Sagas:
             beyond=last[0] if last else None,
             limit=limit + 1,
         )
-        return [_summary(saga) for saga in found]
+        return [summary_of(saga) for saga in found]
 
 
 @router.get(
@@ -107,7 +105,7 @@ async def list_sagas(
     after: Annotated[
         str | None,
         Query(
-            max_length=_SAGA_ID_CHARS_MAX,
+            max_length=SAGA_ID_CHARS_MAX,
             pattern=NO_NUL,
             description="`next` of the page before; begins with the newest saga without it.",
         ),
@@ -154,7 +152,7 @@ async def list_sagas(
 )
 async def show_saga(
     request: Request,
-    saga_id: Annotated[str, Path(min_length=1, max_length=_SAGA_ID_CHARS_MAX, pattern=NO_NUL)],
+    saga_id: Annotated[str, Path(min_length=1, max_length=SAGA_ID_CHARS_MAX, pattern=NO_NUL)],
 ) -> Response:
     """How far a saga came, what each store said, what was undone, and every move that it made."""
     sagas: Sagas = request.app.state.sagas
@@ -162,7 +160,11 @@ async def show_saga(
     return Response(content, media_type="application/json")
 
 
-def _summary(saga: Saga) -> dict[str, Any]:
+def unknown_saga(saga_id: str) -> Problem:
+    return Problem(HTTPStatus.NOT_FOUND, "unknown-saga", "No saga has this id", saga_id=saga_id)
+
+
+def summary_of(saga: Saga) -> dict[str, Any]:
     return {
         "saga_id": saga.saga_id,
         "document_id": saga.document_id,
@@ -202,6 +204,6 @@ def _step(story: StepStory) -> dict[str, Any]:
     }
 
 
-def _event(event: Mapping[str, Any]) -> dict[str, Any]:
+def event_of(event: Mapping[str, Any]) -> dict[str, Any]:
     names = ("seq", "at", "event", "step", "status", "epoch", "duration_ms")
     return {name: event[name] for name in names}

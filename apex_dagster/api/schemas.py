@@ -77,6 +77,20 @@ class Document(BaseModel):
     )
 
 
+class Text(BaseModel):
+    """A text: all else is extracted from it. Other members are ignored."""
+
+    document_id: str = Field(
+        min_length=1, max_length=DOCUMENT_ID_CHARS_MAX, description="Printable characters."
+    )
+    text: str
+    title: str | None = Field(None, description="Default: the text's heading, or document_id.")
+    collection: str = Field("default", min_length=1, max_length=COLLECTION_CHARS_MAX)
+    metadata: dict[str, Any] = Field({}, description="JSON values, 16 levels deep at most.")
+    idempotency_key: str | None = Field(None, min_length=1, max_length=KEY_CHARS_MAX)
+    expected_version: int | None = Field(None, ge=0, le=VERSION_MAX)
+
+
 class Ingested(BaseModel):
     """The document is live with this content."""
 
@@ -120,6 +134,36 @@ class Line(BaseModel):
     status: int = Field(description="What the document alone would have been answered with.")
     answer: Ingested | Problem
 
+
+TEXT_EXAMPLE: dict[str, Any] = {
+    "document_id": "harbour-news-9",
+    "text": "Halcyon Shipping has moved its office to Port Amaranth, says Ada Brandt.",
+    "metadata": {"source": "newsroom"},
+}
+
+# All but the file are texts, so no model describes it.
+FORM_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {
+        "file": {
+            "type": "string",
+            "format": "binary",
+            "description": "txt, md, html, pdf, docx, pptx, xlsx, odt, epub, eml, rtf and more, by"
+            " its type or else its name. Tables and JSON are not read here.",
+        },
+        "document_id": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": DOCUMENT_ID_CHARS_MAX,
+            "description": "Default: the file's name.",
+        },
+        "collection": {"type": "string", "minLength": 1, "maxLength": COLLECTION_CHARS_MAX},
+        "metadata": {"type": "string", "description": "A JSON object."},
+        "idempotency_key": {"type": "string", "minLength": 1, "maxLength": KEY_CHARS_MAX},
+        "expected_version": {"type": "string", "pattern": "^[0-9]{1,10}$"},
+    },
+}
 
 DOCUMENT_EXAMPLES: dict[str, Any] = {
     "text": {

@@ -107,8 +107,11 @@ def checked_key(value: Any, name: str) -> str:
 
 def _expected_version(fields: Mapping[str, Any]) -> int | None:
     value = fields.get("expected_version")
-    if value is None:
-        return None
+    return None if value is None else checked_version(value)
+
+
+def checked_version(value: Any) -> int:
+    """Raises RequestRefused."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= VERSION_MAX:
         raise RequestRefused(
             f"expected_version: must be a whole number from 0 to {VERSION_MAX}; 0 means that no"

@@ -13,6 +13,7 @@ from apex_dagster_tests.applications import assert_whole
 from apex_dagster_tests.ingestion.searchable import text_of
 
 INGEST, BATCH, SEARCH = "/documents/ingest", "/documents/ingest/batch", "/search"
+EVENTS = "/sagas/{saga_id}/events"
 READS = {
     "/documents": ({"200", "422", "503"}, "DocumentPage"),
     "/documents/{document_id}": ({"200", "304", "404", "422", "503"}, "LiveDocument"),
@@ -35,7 +36,7 @@ def test_the_description_is_valid_and_names_every_answer(description):
     validate(description)
     answers = set(description["paths"][INGEST]["post"]["responses"])
     assert answers == {"200", "409", "413", "415", "422", "429", "500", "503"}
-    others = {INGEST, BATCH, SEARCH, "/healthz", "/readyz", "/version"}
+    others = {INGEST, BATCH, EVENTS, SEARCH, "/healthz", "/readyz", "/version"}
     assert set(description["paths"]) == others | READS.keys()
     for path, (statuses, _) in READS.items():
         answers = description["paths"][path]["get"]["responses"]
@@ -86,6 +87,17 @@ def test_its_examples_are_taken_and_answered_as_described(client, driver, app, d
     for status, name in (("200", "Ingested"), ("500", "Problem")):
         [content] = operation["responses"][status]["content"].values()
         check(description, name, content["example"])
+
+
+def test_a_text_is_taken_as_described(client, driver, app, description):
+    operation = description["paths"]["/documents"]["post"]
+    assert {"200", "400", "403", "409", "413", "415", "422", "429", "500", "503"} == set(
+        operation["responses"]
+    )
+    value = operation["requestBody"]["content"]["application/json"]["example"]
+    check(description, "Text", value)
+    check(description, "Ingested", client.post("/documents", json=value).json())
+    assert_whole(app, value["document_id"])
 
 
 def test_every_answer_is_as_described(client, driver, description, unique):
