@@ -25,6 +25,7 @@ from apex_dagster.api import (
     live_documents,
     problems,
     progress,
+    rate,
     sagas,
     schemas,
     search,
@@ -40,7 +41,6 @@ from apex_dagster.api.key_ring import KeyRing
 from apex_dagster.api.keys import ApiKeys, describe
 from apex_dagster.api.live_documents import LiveDocuments
 from apex_dagster.api.progress import Progress
-from apex_dagster.api.rate import RateLimit, rate_of
 from apex_dagster.api.sagas import Sagas
 from apex_dagster.api.search import Searches
 from apex_dagster.api.threads import BoundedCalls
@@ -94,7 +94,7 @@ def create_app(
     app.include_router(health.router)
     problems.install(app)
     # Within the next, which says whose request it is.
-    app.add_middleware(RateLimit, rate=rate_of(settings.api_rate))
+    app.add_middleware(rate.RateLimit, rate=rate.rate_of(settings.api_rate))
     # A page of another site can make a browser send requests here, but none with a key.
     app.add_middleware(ApiKeys if keys else LoopbackNames)
     app.openapi = partial(openapi, app, keys=keys)  # type: ignore[method-assign]
@@ -236,6 +236,7 @@ def openapi(app: FastAPI, *, keys: bool) -> dict[str, Any]:
         )
         components = schema.setdefault("components", {}).setdefault("schemas", {})
         components |= definitions["$defs"]
+        rate.describe(schema)
         if keys:
             describe(schema)
         app.openapi_schema = schema

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from http import HTTPStatus
+from typing import Any
 
 from limits import RateLimitItem, parse_many
 from limits.aio.storage import MemoryStorage
@@ -17,7 +18,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from apex_dagster.api.keys import OPEN_PATHS, client_of
-from apex_dagster.api.problems import Problem, refuse, retry_after
+from apex_dagster.api.problems import Problem, described_for_now, refuse, retry_after
 from apex_dagster.errors import InvalidInput
 
 
@@ -62,3 +63,13 @@ class RateLimit:
 def _who(request: HTTPConnection) -> str:
     address = request.client.host if request.client else ""
     return f"{client_of(request)} {'' if 'apex.key' in request.scope else address}"
+
+
+def describe(schema: dict[str, Any]) -> None:
+    """Add to an OpenAPI description what a client is answered that exceeds the rate."""
+    for path, operations in schema["paths"].items():
+        for operation in operations.values():
+            if path not in OPEN_PATHS:
+                operation["responses"].setdefault(
+                    "429", described_for_now("Exceeds APEX_API_RATE.")
+                )

@@ -1,6 +1,7 @@
 """A real API process over a ledger of the test's own, and something that drives what it opens.
 
 api             an `apex api` process, with quick settings; `api_process` starts more, or others
+refusing        the application in this very process, for what needs no store
 driver          a thread that claims pending sagas and drives them, as Dagster's runs do
 """
 
@@ -17,12 +18,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
+from apex_dagster.api.app import create_app
 from apex_dagster.composition import Application
 from apex_dagster.saga.pending import claim_pending
 from apex_dagster.saga.wakeup import PENDING, Listener
-from apex_dagster.settings import Endpoints
+from apex_dagster.settings import Endpoints, Settings
 from apex_dagster_tests.applications import QUICK
 
 START_TIMEOUT_S = 120.0
@@ -53,6 +56,16 @@ class ApiProcess:
     def terminate(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def refusing(stack, servers_root) -> Iterator[TestClient]:
+    """The application in this very process, over a ledger without a table: what it refuses, it
+    must refuse without asking."""
+    settings = Settings(home=servers_root)
+    app = create_app(settings, stack, admit=lambda documents: None)
+    with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+        yield client
 
 
 @pytest.fixture

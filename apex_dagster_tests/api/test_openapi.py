@@ -40,15 +40,16 @@ def test_the_description_is_valid_and_names_every_answer(description):
     assert set(description["paths"]) == others | READS.keys()
     for path, (statuses, _) in READS.items():
         answers = description["paths"][path]["get"]["responses"]
-        assert set(answers) == statuses
-        assert "Retry-After" in answers["503"]["headers"]
+        assert set(answers) == statuses | {"429"}
+        for status in ("429", "503"):
+            assert "Retry-After" in answers[status]["headers"]
 
 
 def test_examples_of_reads_are_as_described(description):
     for path, (_, name) in READS.items():
         for status, answer in description["paths"][path]["get"]["responses"].items():
             for content in answer.get("content", {}).values():
-                assert ("example" in content) or status in ("422", "503")
+                assert ("example" in content) or status in ("422", "429", "503")
                 if "example" in content:
                     check(description, name if status == "200" else "Problem", content["example"])
 
@@ -112,7 +113,7 @@ def test_every_answer_is_as_described(client, driver, description, unique):
 
 def test_searches_are_as_described(client, driver, description, unique):
     operation = description["paths"][SEARCH]["post"]
-    assert set(operation["responses"]) == {"200", "413", "415", "422", "503"}
+    assert set(operation["responses"]) == {"200", "413", "415", "422", "429", "503"}
     [content] = operation["responses"]["200"]["content"].values()
     check(description, "SearchAnswer", content["example"])
     metadata = {"source": "newsroom", "year": 2026, "checked": True}

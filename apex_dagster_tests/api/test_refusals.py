@@ -8,11 +8,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
 import httpx
 import pytest
-from fastapi.testclient import TestClient
 
 from apex_dagster.api.app import create_app
 from apex_dagster.errors import TransientError
@@ -23,16 +21,6 @@ from apex_dagster_tests.documents import DIM
 pytestmark = pytest.mark.anyio
 
 VECTOR = [0.5] * DIM
-
-
-@pytest.fixture(scope="module")
-def refusing(stack, servers_root) -> Iterator[TestClient]:
-    """The application in this very process, over a ledger without a table: what it refuses, it
-    must refuse without asking."""
-    settings = Settings(home=servers_root)
-    app = create_app(settings, stack, admit=lambda documents: None)
-    with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
-        yield client
 
 
 WHOLE = {"document_id": "d", "chunks": [{"text": "Copper.", "embedding": VECTOR}], "entities": []}

@@ -91,14 +91,14 @@ def test_a_file_that_cannot_be_read_leaves_nothing(client, driver, app, unique):
         ("a.json", None, "send it to /documents/ingest"),
     ],
 )
-def test_a_type_that_is_not_read_here_is_said_so_with_what_to_do(client, name, kind, words):
-    body = problem(upload(client, name=name, kind=kind), 415, "media-type")
+def test_a_type_that_is_not_read_here_is_said_so_with_what_to_do(refusing, name, kind, words):
+    body = problem(upload(refusing, name=name, kind=kind), 415, "media-type")
     assert body["field"] == "file"
     assert words in body["detail"]
 
 
-def test_another_content_type_is_refused(client):
-    answer = client.post("/documents", content=TEXT, headers={"Content-Type": "text/plain"})
+def test_another_content_type_is_refused(refusing):
+    answer = refusing.post("/documents", content=TEXT, headers={"Content-Type": "text/plain"})
     detail = problem(answer, 415, "media-type")["detail"]
     assert "application/json or multipart/form-data" in detail
 
@@ -119,14 +119,14 @@ def test_another_content_type_is_refused(client):
         ({"headers": {"Idempotency-Key": "a"}, "idempotency_key": "b"}, "idempotency_key"),
     ],
 )
-def test_what_cannot_be_used_of_a_form_is_named(client, fields, field):
-    assert problem(upload(client, **fields), 422, "invalid")["field"] == field
+def test_what_cannot_be_used_of_a_form_is_named(refusing, fields, field):
+    assert problem(upload(refusing, **fields), 422, "invalid")["field"] == field
 
 
-def test_a_form_without_its_file_is_refused(client):
-    answer = client.post("/documents", files={"other": ("a.txt", TEXT)})
+def test_a_form_without_its_file_is_refused(refusing):
+    answer = refusing.post("/documents", files={"other": ("a.txt", TEXT)})
     assert problem(answer, 422, "invalid")["field"] == "file"
-    answer = client.post("/documents", files={"file": ("a.txt", TEXT), "metadata": ("b", b"{}")})
+    answer = refusing.post("/documents", files={"file": ("a.txt", TEXT), "metadata": ("b", b"{}")})
     problem(answer, 400, "form")  # two files
 
 
@@ -138,8 +138,8 @@ def test_a_form_without_its_file_is_refused(client):
         ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-data\r\n\r\na\r\n"),
     ],
 )
-def test_a_form_that_is_none_is_refused(client, kind, content):
-    answer = client.post("/documents", content=content, headers={"Content-Type": kind})
+def test_a_form_that_is_none_is_refused(refusing, kind, content):
+    answer = refusing.post("/documents", content=content, headers={"Content-Type": kind})
     problem(answer, 400, "form")
 
 
@@ -152,8 +152,8 @@ def test_a_form_that_is_none_is_refused(client, kind, content):
         ({"document_id": "d", "text": "Copper.", "entities": []}, "entities"),
     ],
 )
-def test_a_member_of_a_text_that_cannot_be_used_is_named(client, body, field):
-    assert problem(client.post("/documents", json=body), 422, "invalid")["field"] == field
+def test_a_member_of_a_text_that_cannot_be_used_is_named(refusing, body, field):
+    assert problem(refusing.post("/documents", json=body), 422, "invalid")["field"] == field
 
 
 def test_too_large_a_file_is_refused(start_api):
