@@ -20,7 +20,6 @@ KEY_REUSED = "The idempotency key was used before, with another body: send a new
 STILL_OPEN = "The document's saga has not ended yet and goes on: ask again with the same key"
 UNEXPECTED = "an unexpected error; the server's log tells more"
 STILL_OPEN_RETRY_S = 5
-INGEST_PATH = "/documents/ingest"
 
 
 def answer_of(outcome: Outcome) -> Answer:
@@ -36,8 +35,9 @@ def answer_of(outcome: Outcome) -> Answer:
         unchanged = {"unchanged": True} if outcome.unchanged else {}
         return Answer(status=HTTPStatus.OK, body=orjson.dumps(body | unchanged))
     problem = _problem_of(outcome)
-    # Without a saga, nothing but the request is what it is about, whose bytes may be kept.
-    about = f"/sagas/{outcome.saga_id}" if outcome.saga_id else INGEST_PATH
+    # Not the path that was asked for: another request may be told the same.
+    saga_id, document_id = outcome.saga_id, outcome.document_id
+    about = f"/sagas/{saga_id}" if saga_id else f"/documents/{document_id}"
     return Answer(status=problem.status, body=problem.body(about))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from apex_dagster.api.answers import INGEST_PATH, response_of
+from apex_dagster.api.answers import response_of
 from apex_dagster.api.batch import BATCH_PATH, BatchResponse
 from apex_dagster.api.bodies import JSON, NDJSON, check_media_type, read_body, read_lines
 from apex_dagster.api.keys import client_of
@@ -87,7 +87,7 @@ _DOCUMENT = {"$ref": "#/components/schemas/Document"}
 
 
 @router.post(
-    INGEST_PATH,
+    "/documents/ingest",
     summary="Ingest a document",
     responses={**INGESTED, **REFUSALS},
     openapi_extra={

@@ -42,7 +42,7 @@ class Problem(Exception):
 
     def body(self, instance: str | None = None) -> bytes:
         """The problem's JSON; members without a value are left out. `instance` says what it is
-        about: the path that was asked for, or the saga that failed."""
+        about: the path that was asked for, or the saga or document."""
         members = {
             "type": f"urn:apex:problem:{self.name}",
             "title": self.status.phrase,

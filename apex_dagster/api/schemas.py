@@ -112,7 +112,9 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
-    instance: str | None = Field(None, description="The path asked for, or the saga that failed.")
+    instance: str | None = Field(
+        None, description="The path asked for, or the saga or document that it is about."
+    )
     field: str | None = Field(None, description="The member or header at fault.")
     document_id: str | None = None
     saga_id: str | None = None

@@ -38,7 +38,7 @@ def produced(start_api, driver, app, unique) -> dict[int, str]:
     with guarded.client() as client:
         note(client.get("/version"), "no key")
         note(post(client, b"{}", **bearer(reader)), "a key for reading")
-        client.headers |= bearer(key)
+        client.headers.update(bearer(key))
         note(post(client, body_of(unique)), "live")
         etag = client.get(f"/documents/{unique}").headers["etag"]
         headers = {"If-None-Match": etag}
