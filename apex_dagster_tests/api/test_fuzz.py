@@ -5,6 +5,8 @@ The examples are the same each time, so that a change of ours and nothing else c
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -21,6 +23,12 @@ CHECKS = [
     checks.response_schema_conformance,
     checks.response_headers_conformance,
 ]
+
+
+@schemathesis.serializer("application/x-ndjson")
+def one_line(context, value) -> bytes:
+    """A batch of one."""
+    return json.dumps(value, default=str).encode()
 
 
 @pytest.fixture

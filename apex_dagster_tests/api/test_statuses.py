@@ -47,7 +47,7 @@ def produced(start_api, driver, app, unique) -> dict[int, str]:
         note(client.post("/documents", content=b"", headers=form), "no form")
         note(client.get("/documents/none"), "not live")
         note(client.put("/documents"), "no such method")
-        note(post(client, body_of(unique, expected_version=7)), "not that version")
+        note(post(client, body_of(unique, edition=2, expected_version=7)), "not that version")
         note(post(client, b" " * 8_000_001), "too large")
         note(post(client, b"{}", **{"Content-Type": "text/plain"}), "of another type")
         note(post(client, b"{}"), "no document_id")
