@@ -35,10 +35,14 @@ def answer_of(outcome: Outcome) -> Answer:
         unchanged = {"unchanged": True} if outcome.unchanged else {}
         return Answer(status=HTTPStatus.OK, body=orjson.dumps(body | unchanged))
     problem = _problem_of(outcome)
-    # Not the path that was asked for: another request may be told the same.
+    return Answer(status=problem.status, body=problem.body(instance_of(outcome)))
+
+
+def instance_of(outcome: Outcome) -> str:
+    """What a problem is about. Not the path that was asked for: another request may be told the
+    same, as answers are kept."""
     saga_id, document_id = outcome.saga_id, outcome.document_id
-    about = f"/sagas/{saga_id}" if saga_id else f"/documents/{document_id}"
-    return Answer(status=problem.status, body=problem.body(about))
+    return f"/sagas/{saga_id}" if saga_id else f"/documents/{document_id}"
 
 
 def response_of(answer: Answer) -> Response:

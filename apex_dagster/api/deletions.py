@@ -13,6 +13,7 @@ from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel, Field
 
 from apex_dagster.access.receipt_key import receipt_file
+from apex_dagster.api.answers import instance_of
 from apex_dagster.api.keys import client_of
 from apex_dagster.api.pages import ID_CHARS_MAX, NO_NUL
 from apex_dagster.api.problems import MEDIA_TYPE, Problem, described, described_for_now
@@ -81,7 +82,7 @@ def answer_of(outcome: Outcome) -> Answer:
         status = HTTPStatus.OK if outcome.verdict == "success" else HTTPStatus.ACCEPTED
         return Answer(status=status, body=orjson.dumps({**about, **version}))
     problem = _problem_of(outcome)
-    return Answer(status=problem.status, body=problem.body())
+    return Answer(status=problem.status, body=problem.body(instance_of(outcome)))
 
 
 def _problem_of(outcome: Outcome) -> Problem:
