@@ -13,12 +13,12 @@ from apex_dagster_tests.api.requests import problem
 
 
 def test_too_many_requests_of_a_client_are_refused_until_later(start_api):
-    with start_api(api_rate="5/2second").client() as client:
+    with start_api(api_rate="5/10second").client() as client:
         answers = [client.get("/version") for _ in range(40)]
         refused = [answer for answer in answers if answer.status_code != 200]
         assert 5 <= len(answers) - len(refused) < 40
-        assert "5 per 2 second" in problem(refused[0], 429, "rate")["detail"]
-        assert 1 <= int(refused[0].headers["retry-after"]) <= 2
+        assert "5 per 10 second" in problem(refused[0], 429, "rate")["detail"]
+        assert 1 <= int(refused[0].headers["retry-after"]) <= 10
         assert client.get("/healthz").status_code == 200  # whoever watches is never refused
         deadline = time.monotonic() + 60
         while (answer := client.get("/version")).status_code == 429:
