@@ -112,9 +112,11 @@ WITH RECURSIVE move AS (
 SELECT * FROM moved ORDER BY saga_id
 
 -- lock_documents --
--- head: what was decided last, a live version or the deletion that took one away.
-SELECT d.document_id, d.live_version, d.live_saga_id, head.version AS head_version,
-       head.saga_id AS head_saga_id, head.arrival AS head_arrival,
+-- head: what was decided last, a live version or the deletion that took one away. Which one it is comes
+-- from the row that is locked: after a wait for another pivot that is read anew, what is joined is not.
+SELECT d.document_id, d.live_version, d.live_saga_id,
+       coalesce(d.live_version, d.tombstone_version) AS head_version,
+       coalesce(d.live_saga_id, d.tombstone_saga_id) AS head_saga_id, head.arrival AS head_arrival,
        head.version IS NOT NULL AND head.published_at IS NULL AS head_is_unpublished
 FROM apex.documents d
 LEFT JOIN apex.saga_state head ON head.saga_id = coalesce(d.live_saga_id, d.tombstone_saga_id)

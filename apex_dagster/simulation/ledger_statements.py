@@ -128,8 +128,8 @@ class LedgerStatements(Statements):
                 "document_id": document["document_id"],
                 "live_version": document["live_version"],
                 "live_saga_id": document["live_saga_id"],
-                "head_version": head["version"] if head else None,
-                "head_saga_id": head["saga_id"] if head else None,
+                "head_version": document["live_version"] or document["tombstone_version"],
+                "head_saga_id": head_of(document),
                 "head_arrival": head["arrival"] if head else None,
                 "head_is_unpublished": head is not None and head["published_at"] is None,
             }
