@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import psycopg
@@ -26,8 +27,10 @@ _SQL = load_queries("apex_dagster.stores", "search.sql")
 
 # Terms are taken to find chunks, the rarest first, while they are in no more chunks than this in
 # all; the others of the query then only help to rank them. A word that half the corpus has would
-# have every chunk of it ranked.
-SCANNED_CHUNKS_MAX = 20_000
+# have every chunk of it ranked. Over 200,000 chunks five words, three of them in nearly all, took
+# 0.1 s where 20,000 took 0.8 s.
+SCANNED_CHUNKS_MAX = 5_000
+TERMS_MAX = 32  # the rarest of a query; each is looked at in every chunk that is found
 
 ONE_OCCURRENCE = 0.1 / 1.6449340668482264  # ts_rank of a word that stands in a text once
 
@@ -108,15 +111,16 @@ class PostgresSnapshot:
             self._connection.execute(_SQL["count_terms"], values).fetchall()
         )
         [(chunks,)] = self._connection.execute(_SQL["count_chunks"]).fetchall()
-        finding = _finding(counts)
-        if not finding:
+        present = sorted((term for term in counts if counts[term]), key=lambda t: (counts[t], t))
+        terms = present[:TERMS_MAX]
+        if not terms:
             return []
         weights = {term: _rareness(count, chunks) for term, count in counts.items()}
         ranking = {
-            "terms": list(weights),
-            "weights": list(weights.values()),
-            "whole": ONE_OCCURRENCE * sum(weights.values()),
-            "any_of": " | ".join(finding),
+            "terms": terms,
+            "weights": [weights[term] for term in terms],
+            "whole": ONE_OCCURRENCE * sum(weights.values()),  # with words that no chunk has
+            "any_of": " | ".join(_finding(terms, counts)),
             "strict": query if _OPERATOR.search(query) else None,
             "limit": limit,
         }
@@ -132,15 +136,14 @@ class PostgresSnapshot:
         self._connection.execute(setting, [str(milliseconds)])
 
 
-def _finding(counts: Mapping[str, int]) -> list[str]:
-    """The terms that chunks are found by; at least the rarest that any chunk has."""
-    chosen: list[str] = []
-    scanned = 0
-    for term, count in sorted(counts.items(), key=lambda item: (item[1], item[0])):
-        if count and (not chosen or scanned + count <= SCANNED_CHUNKS_MAX):
-            chosen.append(term)
-            scanned += count
-    return chosen
+def _finding(terms: Sequence[str], counts: Mapping[str, int]) -> list[str]:
+    """Those of `terms`, the rarest first, that chunks are found by; at least one."""
+    scanned = list(accumulate(counts[term] for term in terms))
+    return [
+        term
+        for term, chunks in zip(terms, scanned, strict=True)
+        if term == terms[0] or chunks <= SCANNED_CHUNKS_MAX
+    ]
 
 
 def _rareness(having: int, chunks: int) -> float:

@@ -165,6 +165,24 @@ def test_rare_words_count_more_than_frequent_ones(app: Application, unique: str)
     assert ids(find(app, "the zeppelin in the harbour", "text"))[0] == f"{unique}-rare"
 
 
+def test_chunks_are_found_by_the_rarest_words_where_there_would_be_too_many(
+    app: Application, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest(
+        app,
+        *(text_of(f"{unique}-{n}", f"The harbour, day {n}.") for n in range(5)),
+        text_of(f"{unique}-rare", "A zeppelin over the harbour."),
+        text_of(f"{unique}-rarer", "A zeppelin, and a kite."),
+    )
+    words = " ".join(f"absent{n}" for n in range(postgres_search.TERMS_MAX))
+    assert len(find(app, f"harbour {words}", "text").hits) == 6
+    monkeypatch.setattr(postgres_search, "SCANNED_CHUNKS_MAX", 3)
+    assert ids(find(app, "harbour kite zeppelin", "text")) == [f"{unique}-rarer", f"{unique}-rare"]
+    assert len(find(app, "harbour", "text").hits) == 6
+    monkeypatch.setattr(postgres_search, "TERMS_MAX", 1)
+    assert ids(find(app, "harbour kite zeppelin", "text")) == [f"{unique}-rarer"]
+
+
 def test_quotes_and_minus_have_to_hold(app: Application, unique: str) -> None:
     ingest(
         app,
