@@ -83,7 +83,10 @@ class Settings(BaseSettings):
         10.0, gt=0, description="For one try of a read; keep it below APEX_GRACE_S."
     )
     search_timeout_s: float = Field(
-        3.0, gt=0, description="A ranker of a search that takes longer is left out of its answer."
+        3.0,
+        gt=0,
+        description="A ranker of a search that takes longer is left out; keep it below"
+        " APEX_READ_TIMEOUT_S.",
     )
     cache_ttl_s: int = Field(3600, ge=1, description="Life of a cache entry in Redis.")
 

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from apex_dagster.chaos.history import Read, Seen, violations
 from apex_dagster.composition import Application
+from apex_dagster.errors import TransientError
 from apex_dagster.ingestion.search import GRAPH, TEXT, VECTOR, Hit, Search, Searcher
 from apex_dagster.records import Chunk
 from apex_dagster.stores.neo4j_store import Neo4jStore
@@ -47,14 +48,18 @@ class Searching:
     def __init__(self, searcher: Searcher, search: Search, document_ids: list[str]) -> None:
         self._searcher, self._search, self._document_ids = searcher, search, document_ids
         self.reads: list[Read] = []
-        self.degraded = 0
+        self.unanswered = 0
 
     def once(self) -> None:
         began = time.time()
-        found = self._searcher.search(self._search)
+        try:
+            found = self._searcher.search(self._search)
+        except TransientError:  # no answer in time, on a machine that has much else to do
+            self.unanswered += 1
+            return
         ended = time.time()
-        if found.degraded:  # Neo4j was busy; who looks at the others' answer finds less
-            self.degraded += 1
+        if found.degraded:  # as above, of one ranker
+            self.unanswered += 1
             return
         for document_id in self._document_ids:
             hits = [hit for hit in found.hits if hit.ref.document_id == document_id]
@@ -134,7 +139,9 @@ def test_searches_show_only_whole_versions_that_were_live_while_they_ran(
     load = Load(app, document_ids, shared=unique)
     load.run([], writers=3, seconds=HISTORY_S, others=[each.once for each in everybody])
     reads = {name: [r for each in some for r in each.reads] for name, some in searching.items()}
-    print({name: len(some) for name, some in reads.items()}, [each.degraded for each in everybody])
+    print(
+        {name: len(some) for name, some in reads.items()}, [each.unanswered for each in everybody]
+    )
 
     chunks = {key: extracted(one).chunks for key, one in load.submitted.items()}
     pivots = load.pivots({key: content(all_of_it) for key, all_of_it in chunks.items()})
