@@ -11,6 +11,7 @@ from apex_dagster.composition import Application
 from apex_dagster.embedded import ports
 from apex_dagster.errors import InvalidInput, StoreUnavailable
 from apex_dagster.ingestion import ranking
+from apex_dagster.ingestion.ingest import Submission
 from apex_dagster.ingestion.search import RANKERS, Found, Search
 from apex_dagster.saga.failpoints import SimulatedCrash, armed
 from apex_dagster.settings import Endpoints
@@ -255,17 +256,21 @@ def test_the_pivot_alone_decides_what_is_found(
     assert [hit.chunk.text for hit in found.hits] == [f"The {shown} copper bell rings."]
 
 
-@pytest.mark.parametrize("ranker", RANKERS)
-def test_a_document_whose_pointer_is_gone_is_not_found(
-    app: Application, unique: str, ranker: str
+@pytest.mark.parametrize("point", ["staged", "pivoted", None])
+def test_a_document_that_is_deleted_is_not_found_from_the_pivot_on(
+    app: Application, unique: str, point: str | None
 ) -> None:
-    """As between the pivot of a deletion and its end: every store still holds all of it."""
+    """After the pivot every store still holds all of it, and in the end none does."""
     ingest(app, text_of(unique, BAKERY, entities=[person(f"Ada {unique}")]))
-    query = f"caraway bread Ada {unique}"
-    assert ids(find(app, query, ranker)) == [unique]
-    with app.ledger.transaction() as tx:
-        tx.execute("UPDATE apex.documents SET live_version = NULL, live_saga_id = NULL")
-    assert find(app, query, ranker).hits == ()
+    deletion = [Submission.deletion(unique)]
+    if point is None:
+        app.ingestion.ingest(deletion, owner="test")
+    else:
+        with armed(f"{point}=raise"), pytest.raises(SimulatedCrash):
+            app.ingestion.ingest(deletion, owner="crashed")
+    for ranker in RANKERS:
+        shown = ids(find(app, f"caraway bread Ada {unique}", ranker))
+        assert shown == ([unique] if point == "staged" else []), ranker
 
 
 @pytest.mark.parametrize("ranker", ["vector", "graph"])
