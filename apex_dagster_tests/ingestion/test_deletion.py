@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -303,6 +304,29 @@ def test_a_deletion_that_came_before_what_is_live_is_superseded(
     assert [(one.error or {})["class"] for one in outcome.failed] == ["superseded"]
     app.compensation.compensate([earlier[0].saga_id], owner="me")
     assert app.ledger.pointers([unique])[unique]["live_saga_id"] == saga.saga_id
+    app.ingestion.sweep()
+    assert_whole(app, unique)
+    assert verify(app.ledger, app.stores).differences == []
+
+
+def test_of_many_writers_and_deleters_the_last_to_arrive_wins(
+    build_application: BuildApplication, unique: str
+) -> None:
+    # As many attempts as in production: they do deadlock.
+    app = build_application(step_attempts=5, undo_attempts=8, step_timeout_s=30.0)
+
+    def write(number: int) -> None:
+        one = submission(unique, edition=number) if number % 2 else Submission.deletion(unique)
+        app.ingestion.ingest([one], owner=f"writer-{number}")
+
+    write(1)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(2, 10)))
+    sagas = app.ledger.list_sagas(document_id=unique, limit=200)
+    assert {saga.status for saga in sagas} <= {Status.COMPLETED, Status.COMPENSATED}
+    last = max(sagas, key=lambda saga: (saga.arrival, saga.version))
+    pointer = app.ledger.pointers([unique])[unique]
+    assert last.saga_id == (pointer["live_saga_id"] or pointer["tombstone_saga_id"])
     app.ingestion.sweep()
     assert_whole(app, unique)
     assert verify(app.ledger, app.stores).differences == []
