@@ -48,6 +48,8 @@ from apex_dagster.extraction.extract import Extractor
 from apex_dagster.ingestion.endings import Endings
 from apex_dagster.ingestion.intake import Intake
 from apex_dagster.ingestion.read import SNAPSHOTS_MAX
+from apex_dagster.observability.metrics import render_metrics
+from apex_dagster.saga.breaker import Breakers
 from apex_dagster.saga.ledger import Ledger
 from apex_dagster.saga.submissions import ended_sagas
 from apex_dagster.saga.wakeup import ENDED, Listener
@@ -136,7 +138,17 @@ async def lifespan(
         patience_s=settings.answer_wait_s,
     )
     app.state.health = Health(
-        ledger=ledger, executor=executor, admit=admit, waiting=lambda: endings.waiting
+        ledger=ledger,
+        executor=executor,
+        admit=admit,
+        waiting=lambda: endings.waiting,
+        metrics=partial(
+            render_metrics,
+            ledger,
+            bound_s=settings.saga_bound_s,
+            window_s=settings.alert_window_s,
+            down=Breakers(ledger, {}).down,
+        ),
     )
     app.state.sagas = Sagas(ledger=ledger, calls=ledger_calls)
     app.state.deletions = Deletions(

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from apex_dagster.saga.ledger import Ledger
 from apex_dagster.saga.pending import pending_count
 
 router = APIRouter(tags=["health"])
+_METRICS_TYPE = CONTENT_TYPE_PLAIN_0_0_4.partition(";")[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +28,7 @@ class Health:
     executor: Executor
     admit: Callable[[int], None]
     waiting: Callable[[], int]  # requests that wait for a saga
+    metrics: Callable[[], bytes]
 
     def depth(self) -> int:
         """Documents that wait to be driven. Raises StoreUnavailable, and what `admit` raises."""
@@ -58,3 +61,20 @@ async def readyz(request: Request) -> JSONResponse:
 async def show_version() -> JSONResponse:
     """As installed."""
     return JSONResponse({"version": version("apex-dagster")})
+
+
+@router.get(
+    "/metrics",
+    summary="Metrics for Prometheus",
+    response_class=Response,
+    responses={
+        200: {"description": "As `apex metrics` prints them.", "content": {_METRICS_TYPE: {}}},
+        503: {"description": "The ledger is down."},
+    },
+)
+async def show_metrics(request: Request) -> Response:
+    """Read from the ledger at this moment: the same figures whichever process is asked."""
+    health: Health = request.app.state.health
+    loop = asyncio.get_running_loop()
+    text = await loop.run_in_executor(health.executor, health.metrics)
+    return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)

@@ -36,7 +36,7 @@ def test_the_description_is_valid_and_names_every_answer(description):
     validate(description)
     answers = set(description["paths"][INGEST]["post"]["responses"])
     assert answers == {"200", "409", "413", "415", "422", "429", "500", "503"}
-    others = {INGEST, BATCH, EVENTS, SEARCH, "/healthz", "/readyz", "/version"}
+    others = {INGEST, BATCH, EVENTS, SEARCH, "/healthz", "/readyz", "/version", "/metrics"}
     assert set(description["paths"]) == others | READS.keys()
     for path, (statuses, _) in READS.items():
         answers = description["paths"][path]["get"]["responses"]
