@@ -22,6 +22,7 @@ from rich.console import Console
 
 from apex_dagster.cli.dagster_dev import DagsterDev
 from apex_dagster.cli.demo import follow
+from apex_dagster.embedded import ports
 from apex_dagster.embedded.dagster_home import dagster_home
 from apex_dagster.embedded.stack import ALL, Stack
 from apex_dagster.ingestion.sample_drop import SampleDrop
@@ -45,7 +46,8 @@ def test_dagster_that_does_not_start_says_why(app, shell):
     # A database that refuses: the same as one that is down.
     environment = {"DAGSTER_POSTGRES_URL": "postgresql://nobody@127.0.0.1:1/dagster"}
     started = time.monotonic()
-    result = shell("demo", "--exit", env=environment)
+    # Not the usual port, where the Dagster of another test may come up and answer for this one.
+    result = shell("demo", "--exit", "--port", str(ports.choose(None)), env=environment)
     assert result.exit_code == 3, result.output
     assert "dagster did not start: it ended during its start" in result.stderr
     assert "end of its log" in result.stderr

@@ -96,7 +96,7 @@ def test_a_rejected_document_stops_neither_its_neighbours_nor_their_order(
     ("limits", "text", "reason"),
     [
         ({"document_bytes_max": 20}, STORY, r"has 177 bytes, more than document_bytes_max = 20"),
-        ({"chunks_max": 2, "chunk_tokens": 20}, STORY, r"chunks, more than chunks_max = 2"),
+        ({"chunks_max": 2, "chunk_tokens": 20}, STORY, r"there are 3, more than chunks_max = 2"),
         ({}, " \n\t \u00a0\n", r"holds 0 letters and digits"),
         ({}, "---- 12 ----", r"holds 2 letters .* text_chars_min = 8"),
     ],
