@@ -7,11 +7,11 @@ else; the stores it asks only when a document is read.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
@@ -58,6 +58,8 @@ from apex_dagster.settings import Endpoints, Settings
 if TYPE_CHECKING:
     from apex_dagster.composition import Reading
     from apex_dagster.ingestion.search import Searcher
+
+T = TypeVar("T")
 
 THREADS = 4  # as many as the ledger has connections
 LEDGER_BOUND_S = 30.0  # its own time-outs end a question earlier, unless it is frozen
@@ -121,16 +123,17 @@ async def lifespan(
     app.state.key_ring = KeyRing(
         partial(ledger_calls.run, partial(usable_keys, ledger)), settings.api_keys_cache_s
     )
+    intake = partial(
+        Intake,
+        ledger,
+        endings,
+        executor,
+        admit=admit,
+        pending_max=settings.pending_max,
+        answer_wait_s=settings.answer_wait_s,
+    )
     app.state.documents = Documents(
-        intake=Intake(
-            ledger,
-            endings,
-            executor,
-            answer_of=answer_of,
-            admit=admit,
-            pending_max=settings.pending_max,
-            answer_wait_s=settings.answer_wait_s,
-        ),
+        intake=intake(answer_of=answer_of),
         extractor=_extractor(settings),
         executor=executor,
         body_bytes_max=min(settings.api_body_bytes_max, settings.document_bytes_max),
@@ -152,15 +155,7 @@ async def lifespan(
     )
     app.state.sagas = Sagas(ledger=ledger, calls=ledger_calls)
     app.state.deletions = Deletions(
-        intake=Intake(
-            ledger,
-            endings,
-            executor,
-            answer_of=deletions.answer_of,
-            admit=admit,
-            pending_max=settings.pending_max,
-            answer_wait_s=settings.answer_wait_s,
-        ),
+        intake=intake(answer_of=deletions.answer_of),
         ledger=ledger,
         calls=ledger_calls,
     )
@@ -181,39 +176,46 @@ async def lifespan(
 @contextmanager
 def live_reads(settings: Settings, servers: Endpoints, ledger: Ledger) -> Iterator[LiveDocuments]:
     """Reads of documents, with clients and threads of their own."""
-    threads = ThreadPoolExecutor(READ_THREADS, "reads")
-    calls = BoundedCalls(executor=threads, bound_s=SNAPSHOTS_MAX * settings.read_timeout_s)
-    with ExitStack() as clients:
 
-        def connect() -> Reading:
-            from apex_dagster.composition import reading
+    def connect() -> AbstractContextManager[Reading]:
+        from apex_dagster.composition import reading
 
-            return clients.enter_context(reading(settings, servers))
+        return reading(settings, servers)
 
-        try:
-            # Importing the stores' drivers takes longer than all else at a start. A read that comes
-            # before they are there waits for them, nobody else does.
-            yield LiveDocuments(reading=threads.submit(connect), ledger=ledger, calls=calls)
-        finally:
-            threads.shutdown(cancel_futures=True)
+    bound_s = SNAPSHOTS_MAX * settings.read_timeout_s
+    with _connected("reads", READ_THREADS, bound_s, connect) as (reading, calls):
+        yield LiveDocuments(reading=reading, ledger=ledger, calls=calls)
 
 
 @contextmanager
 def searches(settings: Settings, servers: Endpoints) -> Iterator[Searches]:
     """Searches, with clients and threads of their own."""
-    threads = ThreadPoolExecutor(SEARCH_THREADS, "searches")
-    calls = BoundedCalls(executor=threads, bound_s=SEARCH_BOUND_S)
+
+    def connect() -> AbstractContextManager[Searcher]:
+        from apex_dagster.composition import searching
+
+        return searching(settings, servers)
+
+    with _connected("searches", SEARCH_THREADS, SEARCH_BOUND_S, connect) as (searcher, calls):
+        yield Searches(searcher=searcher, calls=calls)
+
+
+@contextmanager
+def _connected(
+    name: str, threads: int, bound_s: float, connect: Callable[[], AbstractContextManager[T]]
+) -> Iterator[tuple[Future[T], BoundedCalls]]:
+    """What `connect` opens, as soon as it is there, and calls on so many threads.
+
+    Opened on one of them: importing the stores' drivers takes longer than all else at a start. A
+    request that comes before they are there waits for them, nobody else does.
+    """
+    pool = ThreadPoolExecutor(threads, name)
     with ExitStack() as clients:
-
-        def connect() -> Searcher:
-            from apex_dagster.composition import searching
-
-            return clients.enter_context(searching(settings, servers))
-
         try:
-            yield Searches(searcher=threads.submit(connect), calls=calls)  # as live reads do
+            opened = pool.submit(lambda: clients.enter_context(connect()))
+            yield opened, BoundedCalls(executor=pool, bound_s=bound_s)
         finally:
-            threads.shutdown(cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 def _extractor(settings: Settings) -> Extractor:

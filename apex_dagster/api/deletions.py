@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import quote
 
 import orjson
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from apex_dagster.access.receipt_key import receipt_file
 from apex_dagster.api.answers import instance_of
 from apex_dagster.api.keys import client_of
-from apex_dagster.api.pages import ID_CHARS_MAX, NO_NUL
+from apex_dagster.api.pages import DocumentId
 from apex_dagster.api.problems import MEDIA_TYPE, Problem, described, described_for_now
 from apex_dagster.api.threads import BoundedCalls
 from apex_dagster.ingestion.intake import Intake, Outcome
@@ -165,15 +165,7 @@ _EXAMPLE = {
 )
 async def delete_document(
     request: Request,
-    document_id: Annotated[
-        str,
-        Path(
-            min_length=1,
-            max_length=ID_CHARS_MAX,
-            pattern=NO_NUL,
-            description="May hold slashes; percent-encode `?`, `#`, `%` and the like.",
-        ),
-    ],
+    document_id: DocumentId,
 ) -> Response:
     """Removes a document from all four stores, with all that is kept of it, for good.
 

@@ -8,7 +8,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 
 from apex_dagster.api.live_schemas import (
     DOCUMENT_PAGE_EXAMPLE,
@@ -22,6 +22,7 @@ from apex_dagster.api.pages import (
     LIMIT_DEFAULT,
     LINK_HEADER,
     NO_NUL,
+    DocumentId,
     Limit,
     json_bytes,
     page_response,
@@ -151,15 +152,7 @@ async def list_documents(
 )
 async def read_document(
     request: Request,
-    document_id: Annotated[
-        str,
-        Path(
-            min_length=1,
-            max_length=ID_CHARS_MAX,
-            pattern=NO_NUL,
-            description="May hold slashes; percent-encode `?`, `#`, `%` and the like.",
-        ),
-    ],
+    document_id: DocumentId,
     if_none_match: Annotated[str | None, Header(description="ETags of versions at hand.")] = None,
 ) -> Response:
     """The live version as all stores hold it, never a mixture, whatever is written meanwhile. Read

@@ -9,12 +9,21 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import orjson
-from fastapi import Query, Request, Response
+from fastapi import Path, Query, Request, Response
 
 LIMIT_DEFAULT, LIMIT_MAX = 50, 200
 ID_CHARS_MAX = 512  # as in apex.documents
 NO_NUL = r"^[^\x00]*$"  # PostgreSQL has no text with one
 
+DocumentId = Annotated[
+    str,
+    Path(
+        min_length=1,
+        max_length=ID_CHARS_MAX,
+        pattern=NO_NUL,
+        description="May hold slashes; percent-encode `?`, `#`, `%` and the like.",
+    ),
+]
 Limit = Annotated[int, Query(ge=1, le=LIMIT_MAX, description="Items to a page.")]
 
 LINK_HEADER = {

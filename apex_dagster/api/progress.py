@@ -15,11 +15,11 @@ from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Request, Response
+from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
-from apex_dagster.api.pages import NO_NUL, json_bytes
+from apex_dagster.api.pages import json_bytes
 from apex_dagster.api.problems import (
     POSTGRES_DOWN,
     Problem,
@@ -28,7 +28,7 @@ from apex_dagster.api.problems import (
     retry_after,
 )
 from apex_dagster.api.saga_schemas import PROGRESS_EXAMPLE, UNKNOWN_SAGA_EXAMPLE
-from apex_dagster.api.sagas import SAGA_ID_CHARS_MAX, event_of, summary_of, unknown_saga
+from apex_dagster.api.sagas import SagaIdPath, event_of, summary_of, unknown_saga
 from apex_dagster.api.threads import BoundedCalls
 from apex_dagster.errors import ApexError
 from apex_dagster.saga.ledger import Ledger
@@ -80,7 +80,7 @@ class Progress:
 )
 async def follow_saga(
     request: Request,
-    saga_id: Annotated[str, Path(min_length=1, max_length=SAGA_ID_CHARS_MAX, pattern=NO_NUL)],
+    saga_id: SagaIdPath,
     last_event_id: Annotated[
         str | None, Header(description="Of the last event that was seen; browsers send it.")
     ] = None,

@@ -38,6 +38,7 @@ from apex_dagster.saga.states import Status
 router = APIRouter(tags=["sagas"])
 
 SAGA_ID_CHARS_MAX = ID_CHARS_MAX + 64  # it holds the document's, and a few characters more
+SagaIdPath = Annotated[str, Path(min_length=1, max_length=SAGA_ID_CHARS_MAX, pattern=NO_NUL)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +153,7 @@ async def list_sagas(
 )
 async def show_saga(
     request: Request,
-    saga_id: Annotated[str, Path(min_length=1, max_length=SAGA_ID_CHARS_MAX, pattern=NO_NUL)],
+    saga_id: SagaIdPath,
 ) -> Response:
     """How far a saga came, what each store said, what was undone, and every move that it made."""
     sagas: Sagas = request.app.state.sagas
