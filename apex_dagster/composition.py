@@ -110,6 +110,7 @@ def build(
     """Wire everything up for the given servers. `ledger` and `around_step` are for measuring."""
     migrate(servers.postgres_url.get_secret_value())
     in_order = _stores(settings, servers)
+    extractor = extractor or _extractor(settings)
     stores: dict[str, AuditedStore] = {store.name: store for store in in_order}
     ledger = ledger or Ledger(servers.postgres_url.get_secret_value(), lease_s=settings.lease_s)
     extractions = Extractions(ledger)
@@ -146,7 +147,7 @@ def build(
             ledger=ledger,
             engine=engine,
             compensation=compensation,
-            extractor=extractor or _extractor(settings),
+            extractor=extractor,
             extractions=extractions,
             takeovers_max=settings.takeovers_max,
             sweep_orphans=in_order[0].sweep_orphans,
@@ -161,7 +162,7 @@ def build(
         ),
         tell=_tell(settings),
         reader=_reader(settings, in_order),
-        searcher=_searcher(settings, in_order),
+        searcher=_searcher(settings, in_order, extractor),
         sources=Sources(inbox, document_bytes_max=settings.document_bytes_max),
         inbox=inbox,
     )
@@ -200,7 +201,7 @@ def searching(settings: Settings, servers: Endpoints) -> Iterator[Searcher]:
     patience = {"step_timeout_s": settings.read_timeout_s}
     stores = _stores(settings.model_copy(update=patience), servers)
     try:
-        yield _searcher(settings, stores)
+        yield _searcher(settings, stores, _extractor(settings))
     finally:
         for store in stores:
             store.close()
@@ -220,9 +221,8 @@ def _reader(settings: Settings, stores: _Stores) -> DocumentReader:
     )
 
 
-def _searcher(settings: Settings, stores: _Stores) -> Searcher:
+def _searcher(settings: Settings, stores: _Stores, extractor: Extractor) -> Searcher:
     graph, text, vectors, _ = stores
-    extractor = _extractor(settings)
     return Searcher(
         text=text,
         vectors=vectors,
