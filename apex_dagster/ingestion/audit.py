@@ -204,7 +204,7 @@ def _not_mine(
             yield _difference(ref, store, "orphaned", expected, found, stray_saga_id=saga_id)
         elif store == "redis" and saga_id != ref.saga_id:
             expected = f"the entry of version {ref.version} or none"
-            yield _difference(ref, store, "superseded", expected, saga_id, stray_saga_id=saga_id)
+            yield _difference(ref, store, "superseded", expected, saga_id)
 
 
 def _unknown(ledger: Ledger, contents: Any) -> set[SagaId]:

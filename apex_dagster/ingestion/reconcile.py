@@ -186,7 +186,7 @@ class Reconciler:
         strays = [
             VersionRef(document_id=each.document_id or "", version=0, saga_id=each.stray_saga_id)
             for each in damage
-            if each.kind == "orphaned" and each.stray_saga_id
+            if each.stray_saga_id
         ]
         try:
             if strays:

@@ -64,7 +64,7 @@ class Difference:
     # In a store: "missing", "altered", "orphaned" (no saga of the ledger has written it),
     # "superseded", or "dead" (of a saga that was compensated). Else "ledger".
     kind: str = "ledger"
-    stray_saga_id: SagaId | None = None  # whose items they are, where not saga_id's
+    stray_saga_id: SagaId | None = None  # whose items they are, where orphaned beside saga_id's
 
     def __str__(self) -> str:
         about = " ".join(
