@@ -25,6 +25,7 @@ from apex_dagster.saga.audit import (
     verify_ledger,
 )
 from apex_dagster.saga.engine import SWEEP_AGAIN_S
+from apex_dagster.saga.extractions import extraction_bodies
 from apex_dagster.saga.ledger import Ledger
 from apex_dagster.stores.contents import NOTHING, Contents, Items, differences
 from apex_dagster.stores.protocol import AuditedStore
@@ -148,7 +149,7 @@ def _judge_live(
     document_ids = [version.ref.document_id for version in versions]
     held = _ask(stores, lambda store: store.contents(document_ids))
     strangers = _unknown(ledger, held.values())
-    bodies = ledger.extraction_bodies([version.ref.saga_id for version in versions])
+    bodies = extraction_bodies(ledger, [version.ref.saga_id for version in versions])
     for version in versions:
         extraction = _unpacked(bodies.get(version.ref.saga_id))
         if isinstance(extraction, str):

@@ -21,6 +21,7 @@ from apex_dagster.ingestion.steps import Extractions
 from apex_dagster.records import Document, Extraction, SagaId
 from apex_dagster.saga.compensation import Compensation
 from apex_dagster.saga.engine import VERSION_CONFLICT, Commit, SagaEngine, Staging
+from apex_dagster.saga.extractions import store_extractions, submitted_documents
 from apex_dagster.saga.failpoints import reach
 from apex_dagster.saga.ledger import Ledger
 from apex_dagster.saga.opening import (
@@ -36,6 +37,7 @@ from apex_dagster.saga.opening import (
 from apex_dagster.saga.recovery import Recovery
 from apex_dagster.saga.saga import Failure, Saga
 from apex_dagster.saga.states import CLAIMED, ENDED, Status
+from apex_dagster.saga.sweeps import due_sweeps, finish_sweeps
 
 log = structlog.get_logger(__name__)
 
@@ -210,7 +212,7 @@ class Ingestion:
         """Turn raw documents into stored extractions; sagas that have theirs already pass."""
         if not sagas:
             return Batch()
-        documents = self.ledger.submitted_documents([saga.saga_id for saga in sagas])
+        documents = submitted_documents(self.ledger, [saga.saga_id for saga in sagas])
         bodies: dict[SagaId, bytes] = {}
         failures: dict[SagaId, Failure] = {}
         for saga_id, document in documents.items():
@@ -221,7 +223,7 @@ class Ingestion:
             except Exception as error:
                 failures[saga_id] = _extraction_failure(error)
         raw = [saga for saga in sagas if saga.saga_id in bodies]
-        kept = self.ledger.store_extractions(raw, bodies) if raw else set()
+        kept = store_extractions(self.ledger, raw, bodies) if raw else set()
         reach("extracted")
         return Batch(
             alive=[s for s in sagas if s.saga_id not in documents or s.saga_id in kept],
@@ -275,7 +277,7 @@ class Ingestion:
     def sweep(self, *, limit: int = 200) -> int:
         """Remove superseded versions whose grace is over, and late writes of dead sagas; then the
         entities that no document mentions any more. How many sagas were swept."""
-        sweeps = self.ledger.due_sweeps(limit=limit)
+        sweeps = due_sweeps(self.ledger, limit=limit)
         if not sweeps:
             return 0
         refs = [sweep.ref for sweep in sweeps]
@@ -285,7 +287,7 @@ class Ingestion:
             log.info("swept", step_name=step.name, items=sum(removed.values()))
         orphans = partial(self._sweep_orphans, _ORPHANS_MAX)
         log.info("orphans_swept", entities=self.engine.retried(orphans, "sweep_orphans"))
-        self.ledger.finish_sweeps(sweeps)
+        finish_sweeps(self.ledger, sweeps)
         return len(sweeps)
 
     def _resume(self, sagas: Sequence[Saga], owner: str) -> None:

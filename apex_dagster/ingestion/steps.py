@@ -18,6 +18,7 @@ from apex_dagster.records import (
     StagedVersion,
     VersionRef,
 )
+from apex_dagster.saga.extractions import extraction_bodies
 from apex_dagster.saga.ledger import Ledger
 from apex_dagster.stores.protocol import Store
 
@@ -47,7 +48,7 @@ class Extractions:
     def of(self, refs: Sequence[VersionRef]) -> list[StagedVersion]:
         """The content of each version. Raises DocumentRejected where there is none stored."""
         missing = [ref.saga_id for ref in refs if ref.saga_id not in self._kept]
-        bodies = self._ledger.extraction_bodies(missing) if missing else {}
+        bodies = extraction_bodies(self._ledger, missing) if missing else {}
         loaded = {saga_id: unpack(body) for saga_id, body in bodies.items()}
         for saga_id, extraction in loaded.items():
             self.keep(saga_id, extraction)

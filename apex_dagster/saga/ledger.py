@@ -22,7 +22,7 @@ from psycopg.types.json import Jsonb, set_json_loads
 from psycopg_pool import ConnectionPool
 
 from apex_dagster.errors import StoreConflict, StoreRejected, StoreUnavailable
-from apex_dagster.records import Change, Document, Publication, Removal, SagaId, VersionRef
+from apex_dagster.records import Change, Publication, Removal, SagaId, VersionRef
 from apex_dagster.saga import states
 from apex_dagster.saga.failpoints import reach
 from apex_dagster.saga.lease import LeaseClock
@@ -71,16 +71,8 @@ class StepRecord:
     duration_ms: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DueSweep:
-    """A dead or superseded saga whose remains are to be looked for."""
-
-    ref: VersionRef
-    due_at: datetime
-
-
 class Ledger:
-    """Sagas, submissions and extractions in schema `apex`. Safe to use from several threads.
+    """Sagas and documents' pointers in schema `apex`. Safe to use from several threads.
 
     Raises StoreUnavailable when PostgreSQL cannot be reached and StoreConflict after a deadlock or
     serialization failure; in both cases the transaction has left nothing behind, except that a
@@ -374,46 +366,6 @@ class Ledger:
         """These sagas, whose rows stay locked until the end of `tx`."""
         return _sagas(tx, "lock_sagas", saga_ids=list(saga_ids))
 
-    # -- extractions -----------------------------------------------------------------------------
-
-    def submitted_documents(self, saga_ids: Sequence[str]) -> dict[SagaId, Document]:
-        """The raw documents of those sagas that have not been extracted yet."""
-        with self.transaction() as tx:
-            rows = tx.execute(_SQL["submitted_documents"], {"saga_ids": list(saga_ids)}).fetchall()
-            sagas = {s.saga_id: s for s in _sagas(tx, "sagas_by_id", saga_ids=list(saga_ids))}
-        return {
-            row["saga_id"]: Document(
-                document_id=sagas[row["saga_id"]].document_id,
-                name=row["name"],
-                content=bytes(row["source"]),
-                media_type=row["media_type"],
-                collection=row["collection"],
-                metadata=row["metadata"],
-                source_uri=row["source_uri"],
-            )
-            for row in rows
-        }
-
-    def store_extractions(
-        self, sagas: Sequence[Saga], bodies: Mapping[SagaId, bytes]
-    ) -> set[SagaId]:
-        """Replace raw input by its packed extraction; the sagas still held by the caller."""
-        with self.transaction(single=True) as tx:
-            rows = tx.execute(
-                _SQL["store_extractions"],
-                {
-                    "saga_ids": [saga.saga_id for saga in sagas],
-                    "epochs": [saga.epoch for saga in sagas],
-                    "bodies": [bodies[saga.saga_id] for saga in sagas],
-                },
-            ).fetchall()
-        return {row["saga_id"] for row in rows}
-
-    def extraction_bodies(self, saga_ids: Sequence[str]) -> dict[SagaId, bytes]:
-        """Packed extractions by saga; sagas without one are left out."""
-        rows = self._rows("extraction_bodies", saga_ids=list(saga_ids))
-        return {row["saga_id"]: bytes(row["body"]) for row in rows}
-
     # -- after the pivot, after the end ------------------------------------------------------------
 
     def changes(self, sagas: Sequence[Saga]) -> list[Change]:
@@ -477,26 +429,6 @@ class Ledger:
             replaced = [s.saga_id for s in now if s.published_at and s.saga_id not in live]
             _schedule_sweeps(tx, dead, [0.0], "compensated")
             _schedule_sweeps(tx, replaced, [grace_s], "superseded")
-
-    def due_sweeps(self, *, limit: int = 200) -> list[DueSweep]:
-        """Sweeps to do now, the longest overdue first."""
-        return [
-            DueSweep(
-                ref=VersionRef(
-                    document_id=row["document_id"], version=row["version"], saga_id=row["saga_id"]
-                ),
-                due_at=row["due_at"],
-            )
-            for row in self._rows("due_sweeps", limit=limit)
-        ]
-
-    def finish_sweeps(self, sweeps: Sequence[DueSweep]) -> None:
-        """The stores hold nothing of these any more; superseded extractions go too."""
-        saga_ids = [sweep.ref.saga_id for sweep in sweeps]
-        due_ats = [sweep.due_at for sweep in sweeps]
-        with self.transaction() as tx:
-            tx.execute(_SQL["finish_sweeps"], {"saga_ids": saga_ids, "due_ats": due_ats})
-            tx.execute(_SQL["drop_extractions"], {"saga_ids": saga_ids})
 
     # -- looking ---------------------------------------------------------------------------------
 

@@ -123,21 +123,6 @@ LEFT JOIN apex.saga_state head ON head.saga_id = coalesce(d.live_saga_id, d.tomb
 WHERE d.document_id = ANY (%(document_ids)s)
 ORDER BY d.document_id FOR NO KEY UPDATE OF d
 
--- submitted_documents --
-SELECT saga_id, name, media_type, collection, metadata, source_uri, source
-FROM apex.extraction WHERE saga_id = ANY (%(saga_ids)s) AND body IS NULL
-
--- store_extractions --
--- Only the owner may: a zombie's extraction must not replace what a later owner staged from.
-UPDATE apex.extraction x SET body = o.body, source = NULL
-FROM unnest(%(saga_ids)s::text[], %(epochs)s::integer[], %(bodies)b::bytea[]) AS o (saga_id, epoch, body)
-JOIN apex.saga_state s ON s.saga_id = o.saga_id AND s.epoch = o.epoch AND s.status = 'in_progress'
-WHERE x.saga_id = o.saga_id
-RETURNING x.saga_id
-
--- extraction_bodies --
-SELECT saga_id, body FROM apex.extraction WHERE saga_id = ANY (%(saga_ids)s) AND body IS NOT NULL
-
 -- sagas_of_owner --
 SELECT * FROM apex.saga_state WHERE saga_id = ANY (%(saga_ids)s) AND lease_owner = %(owner)s ORDER BY saga_id
 
@@ -217,35 +202,6 @@ INSERT INTO apex.sweep (saga_id, due_at, reason)
 SELECT saga_id, clock_timestamp() + delay_s * interval '1 second', %(reason)s
 FROM unnest(%(saga_ids)s::text[]) AS saga_id, unnest(%(delays_s)s::double precision[]) AS delay_s
 ON CONFLICT DO NOTHING
-
--- due_sweeps --
--- Only what can never be live again: a row here is a claim about the past, so it is checked once
--- more. Without a lock: two sweepers that meet remove the same things twice, which is harmless.
-SELECT w.saga_id, w.due_at, s.document_id, s.version
-FROM apex.sweep w
-JOIN apex.saga_state s USING (saga_id)
-JOIN apex.documents d USING (document_id)
-WHERE w.due_at < clock_timestamp()
-  AND coalesce(d.live_saga_id, d.tombstone_saga_id) IS DISTINCT FROM s.saga_id
-  AND (s.status = 'compensated' OR (s.status = 'completed' AND s.published_at IS NOT NULL))
-ORDER BY w.due_at LIMIT %(limit)s
-
--- finish_sweeps --
-DELETE FROM apex.sweep w
-USING unnest(%(saga_ids)s::text[], %(due_ats)s::timestamptz[]) AS o (saga_id, due_at)
-WHERE w.saga_id = o.saga_id AND w.due_at = o.due_at
-
--- drop_extractions --
--- A superseded version is never repaired, so what it was staged from can go with it; what was under way
--- when its document was deleted lost to that, and nothing of it is kept either.
-DELETE FROM apex.extraction x USING apex.saga_state s
-WHERE x.saga_id = ANY (%(saga_ids)s) AND s.saga_id = x.saga_id
-  AND (s.status = 'completed' OR EXISTS (
-      SELECT FROM apex.saga_state deletion
-      WHERE deletion.document_id = s.document_id AND deletion.arrival > s.arrival
-        AND deletion.kind = 'delete' AND deletion.status = 'completed'))
-  AND NOT EXISTS (SELECT FROM apex.quarantine q WHERE q.saga_id = x.saga_id
-                  AND q.released_at IS NULL AND q.dropped_at IS NULL)
 
 -- quarantine --
 -- Attempts are sagas of the same submission that did not just lose to another version, and every owner

@@ -19,10 +19,14 @@ from apex_dagster.simulation.retry_statements import RetryStatements
 from apex_dagster.simulation.tables import Row, Tables, Values
 from apex_dagster.sql import load_queries
 
+_FILES = (
+    *("ledger", "opening", "extractions", "sweeps", "removal"),
+    *("scheduled_retry", "wakeup", "breaker"),
+)
 # The text of a statement -> its name, "file:name".
 STATEMENTS = {
     text: f"{file}:{name}"
-    for file in ("ledger", "opening", "scheduled_retry", "removal", "wakeup", "breaker")
+    for file in _FILES
     for name, text in load_queries("apex_dagster.saga", f"{file}.sql").items()
 }
 _WRITES = re.compile(r"\b(INSERT INTO|UPDATE|DELETE FROM) apex\.")

@@ -250,8 +250,9 @@ class LedgerStatements(Statements):
     # -- extractions -------------------------------------------------------------------------------
 
     def _submitted_documents(self, v: Values) -> Iterable[Row]:
-        rows = self._extractions(v)
-        return [row for row in rows if row["body"] is None]
+        rows = [row for row in self._extractions(v) if row["body"] is None]
+        sagas = self.tables.sagas
+        return [row | {"document_id": sagas[row["saga_id"]]["document_id"]} for row in rows]
 
     def _store_extractions(self, v: Values) -> Iterable[Row]:
         stored = []

@@ -13,6 +13,7 @@ import pytest
 from apex_dagster.composition import Application
 from apex_dagster.ingestion.audit import verify
 from apex_dagster.saga import failpoints
+from apex_dagster.saga.extractions import extraction_bodies
 from apex_dagster.saga.failpoints import SimulatedCrash, armed
 from apex_dagster.saga.quarantine import drop, release
 from apex_dagster.saga.saga import Saga
@@ -191,7 +192,7 @@ def test_a_dry_run_says_the_same_and_changes_nothing(
     assert told["entries"][0]["erased_bytes"] > 0
     assert (app.ledger.events(saga.saga_id), app.ledger.quarantined()) == before
     assert len(app.ledger.list_sagas(document_id=unique)) == 1
-    assert app.ledger.extraction_bodies([saga.saga_id])
+    assert extraction_bodies(app.ledger, [saga.saga_id])
     assert away.exists()
 
 
@@ -260,7 +261,7 @@ def test_what_is_being_released_cannot_be_dropped_meanwhile(app: Application, un
         for thread in threads:
             thread.join()
     assert found == {"release": None, "drop": "it was released already by one"}
-    assert app.ledger.extraction_bodies([newest(app, unique).saga_id])
+    assert extraction_bodies(app.ledger, [newest(app, unique).saga_id])
     assert differences(app) == []
 
 
@@ -364,6 +365,6 @@ def test_a_crash_before_the_commit_changes_nothing(
         decide[point]()
     assert events(app, saga.saga_id) == before
     assert [entry["saga_id"] for entry in app.ledger.quarantined()] == [saga.saga_id]
-    assert app.ledger.extraction_bodies([saga.saga_id])
+    assert extraction_bodies(app.ledger, [saga.saga_id])
     assert away.exists()
     assert differences(app) == []

@@ -15,6 +15,7 @@ from apex_dagster.ingestion.audit import verify
 from apex_dagster.ingestion.codec import pack
 from apex_dagster.ingestion.ingest import Submission
 from apex_dagster.records import StagedVersion
+from apex_dagster.saga.extractions import extraction_bodies, submitted_documents
 from apex_dagster.saga.failpoints import SimulatedCrash, armed
 from apex_dagster.saga.opening import deletion, open_sagas
 from apex_dagster.saga.removal import DeletionReceipt, find_receipt
@@ -82,7 +83,7 @@ def assert_deleted(app: Application, document_id: str) -> None:
     with Probes(app) as probes:
         assert not any(probes.committed([document_id]).values())
     sagas = app.ledger.list_sagas(document_id=document_id)
-    assert app.ledger.extraction_bodies([saga.saga_id for saga in sagas]) == {}
+    assert extraction_bodies(app.ledger, [saga.saga_id for saga in sagas]) == {}
     assert verify(app.ledger, app.stores).differences == []
 
 
@@ -175,7 +176,7 @@ def test_what_waits_in_quarantine_is_erased_and_says_so(app: Application, unique
     assert app.ledger.quarantined() == []
     assert events(app, bad.saga_id)[-1] == ("quarantine_dropped", None)
     assert receipt_of(app, saga)["erased"] == {"extractions": 2, "quarantined": 1}
-    assert app.ledger.submitted_documents([bad.saga_id]) == {}
+    assert submitted_documents(app.ledger, [bad.saga_id]) == {}
     assert_deleted(app, unique)
 
 
@@ -361,7 +362,7 @@ def test_a_late_stage_of_a_deleted_version_shows_nothing_and_is_swept(
     app: Application, unique: str
 ) -> None:
     saga = ingest(app, unique)
-    [body] = app.ledger.extraction_bodies([saga.saga_id]).values()
+    [body] = extraction_bodies(app.ledger, [saga.saga_id]).values()
     delete(app, unique)
     late = app.ingestion._extractor.extract(submission(unique).document)
     assert pack(late) == body

@@ -9,6 +9,7 @@ import pytest
 
 from apex_dagster.composition import Application
 from apex_dagster.saga import states
+from apex_dagster.saga.extractions import submitted_documents
 from apex_dagster.saga.ledger import _SQL
 from apex_dagster.saga.saga import Saga
 from apex_dagster.saga.states import MOVES, Status
@@ -177,5 +178,5 @@ def test_a_batch_opens_one_saga_of_a_document(app: Application, unique: str) -> 
 def test_a_saga_is_opened_with_everything_it_needs_to_go_on(
     app: Application, saga: Saga, unique: str
 ) -> None:
-    [document] = app.ledger.submitted_documents([saga.saga_id]).values()
+    [document] = submitted_documents(app.ledger, [saga.saga_id]).values()
     assert document.content == submission(unique).document.content

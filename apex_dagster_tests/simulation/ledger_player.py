@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from apex_dagster.records import Document, SagaId
 from apex_dagster.saga import states
+from apex_dagster.saga.extractions import extraction_bodies, store_extractions, submitted_documents
 from apex_dagster.saga.ledger import _SQL, Ledger, StepRecord
 from apex_dagster.saga.opening import (
     Opening,
@@ -32,6 +33,7 @@ from apex_dagster.saga.scheduled_retry import (
     settle_compensated,
 )
 from apex_dagster.saga.states import MOVES, STEP_STARTED, Status
+from apex_dagster.saga.sweeps import due_sweeps, finish_sweeps
 from apex_dagster_tests.simulation.twin_ledgers import LEASE_S, TwinLedgers
 
 _STEPS = ("neo4j_write", "qdrant_write")
@@ -290,12 +292,12 @@ class LedgerPlayer:
         limit = self._draw.randint(1, 4)
 
         def due(ledger: Ledger) -> object:  # of several due at one moment either may come first
-            sweeps = ledger.due_sweeps(limit=1000)
+            sweeps = due_sweeps(ledger, limit=1000)
             return sorted(sweeps, key=lambda sweep: (sweep.ref, sweep.due_at))
 
         real, model = self._twins.both("due_sweeps", due)
-        self._twins.real.finish_sweeps(real[:limit])
-        self._twins.model.finish_sweeps(model[:limit])
+        finish_sweeps(self._twins.real, real[:limit])
+        finish_sweeps(self._twins.model, model[:limit])
 
     def _do_sweep_of_any(self) -> None:
         """Also of a saga that is live or in progress: it must not become due."""
@@ -315,7 +317,7 @@ class LedgerPlayer:
     def _do_store_extractions(self) -> None:
         sagas = self._some(Status.IN_PROGRESS, Status.COMPENSATING)
         bodies = {saga.saga_id: self._draw.randbytes(4) for saga in sagas}
-        self._both("store_extractions", lambda ledger: ledger.store_extractions(sagas, bodies))
+        self._both("store_extractions", lambda ledger: store_extractions(ledger, sagas, bodies))
 
     def _do_look(self) -> None:
         ids, run_id = self._ids(), self._draw.choice(_RUNS[:2])
@@ -325,8 +327,8 @@ class LedgerPlayer:
             return sorted(sagas, key=lambda saga: (saga.arrival, saga.saga_id))
 
         for what, look in {
-            "submitted_documents": lambda ledger: ledger.submitted_documents(ids),
-            "extraction_bodies": lambda ledger: ledger.extraction_bodies(ids),
+            "submitted_documents": lambda ledger: submitted_documents(ledger, ids),
+            "extraction_bodies": lambda ledger: extraction_bodies(ledger, ids),
             "sagas_of_run": lambda ledger: by_arrival(ledger.sagas_of_run(run_id)),
             "pointers": lambda ledger: ledger.pointers(["d1", "d2", "d4"]),
             "waiting_restarts": lambda ledger: by_arrival(waiting_restarts(ledger, losers)),
