@@ -35,19 +35,12 @@ from apex_dagster.errors import (
 from apex_dagster.records import Change, Publication, Removal, SagaId
 from apex_dagster.saga import states
 from apex_dagster.saga.breaker import Breakers, hand_back
+from apex_dagster.saga.conclusion import Conclusion, keep_receipts
 from apex_dagster.saga.failpoints import reach
-from apex_dagster.saga.ledger import Ledger, Pivoted, StepRecord, Transaction
-from apex_dagster.saga.removal import (
-    DeletionReceipt,
-    Seal,
-    erase_earlier,
-    insert_receipts,
-    kept_of_earlier,
-    receipt_of,
-    removals,
-)
+from apex_dagster.saga.ledger import Ledger, Pivoted, StepRecord
+from apex_dagster.saga.removal import Seal, removals
 from apex_dagster.saga.retry import RetryPolicy, call_with_retry
-from apex_dagster.saga.saga import Failure, Saga
+from apex_dagster.saga.saga import Failure, Saga, log_fields
 from apex_dagster.saga.states import Status
 from apex_dagster.saga.step import SagaStep, store_of
 
@@ -109,7 +102,7 @@ class SagaEngine:
         # What a request to a store may take. Leases shorter than two of these are for tests.
         self._request_s = min(retry.timeout_s, lease_s / 2)
         self._at_once = staging == "at_once"
-        self._seal = seal  # signs the receipts of deletions
+        self._conclusion = Conclusion(self, seal=seal)
 
     @contextmanager
     def lease(self, owner: str) -> Iterator[None]:
@@ -273,7 +266,7 @@ class SagaEngine:
             started = step if step in self.step_names else None
             failed += self.move(states.STEP_FAILED, group, details=details, step=started)
         for saga in failed:
-            log.warning("saga_step_failed", **_fields(saga), error=saga.error)
+            log.warning("saga_step_failed", **log_fields(saga), error=saga.error)
         return failed
 
     # -- pivot and publish -----------------------------------------------------------------------
@@ -357,7 +350,7 @@ class SagaEngine:
         everywhere = frozenset.intersection(*published_by_step)
         unfinished = {publication.ref.saga_id for publication in live} - everywhere
         done = [saga for saga in completed if saga.saga_id not in unfinished]
-        receipts = self._conclude([saga for saga in done if saga.deletes])
+        receipts = self._conclusion.conclude([saga for saga in done if saga.deletes])
         done = [saga for saga in done if not saga.deletes or saga.saga_id in receipts]
         duration_ms = (time.perf_counter() - begun) * 1000
         sweep_after_s = tuple(self._grace_s + more for more in (0.0, *SWEEP_AGAIN_S))
@@ -367,7 +360,7 @@ class SagaEngine:
                 sweep_after_s=sweep_after_s,
                 duration_ms=duration_ms,
                 details={s: {"receipt_sha256": r.sha256} for s, r in receipts.items()},
-                noting=partial(_note_receipts, receipts),
+                noting=partial(keep_receipts, receipts),
             ),
             "close_published",
         )
@@ -375,51 +368,8 @@ class SagaEngine:
         self._sweep_late_writes(done, published)
         closed = {saga.saga_id for saga in published}
         for saga in published:
-            log.info("saga_completed", **_fields(saga), duration_ms=saga.duration_ms)
+            log.info("saga_completed", **log_fields(saga), duration_ms=saga.duration_ms)
         return [*published, *(saga for saga in completed if saga.saga_id not in closed)]
-
-    def _conclude(self, deletions: Sequence[Saga]) -> dict[SagaId, DeletionReceipt]:
-        """Erase what the ledger keeps of deleted documents, then read back; the receipts of those
-        of which nothing is left. The others stay open work."""
-        if not deletions:
-            return {}
-        reach("erasing")
-        self.retried(partial(erase_earlier, self.ledger, deletions), "erase_earlier")
-        reach("erased")
-        changes = [Removal(ref=saga.ref) for saga in deletions]
-        shown = {store_of(s.name): self._read_back(s, changes, deletions) for s in self.steps}
-        kept = self.retried(partial(kept_of_earlier, self.ledger, deletions), "kept_of_earlier")
-        shown["ledger"] = {s.saga_id: {"extractions": kept.get(s.saga_id, 0)} for s in deletions}
-        reach("read_back")
-        receipts: dict[SagaId, DeletionReceipt] = {}
-        for saga in deletions:
-            read_back = {store: paths[saga.saga_id] for store, paths in shown.items() if paths}
-            if len(read_back) < len(shown):
-                continue  # reported already
-            if any(count for paths in read_back.values() for count in paths.values()):
-                self._report_left(saga, read_back)
-                continue
-            build = partial(receipt_of, self.ledger, saga, read_back, seal=self._seal)
-            receipts[saga.saga_id] = self.retried(build, "receipt_of")
-        return receipts
-
-    def _read_back(
-        self, step: SagaStep, changes: Sequence[Removal], deletions: Sequence[Saga]
-    ) -> Mapping[SagaId, Mapping[str, int]]:
-        """What the store still shows; nothing where it could not be asked, which is logged."""
-        try:
-            self.breakers.refuse(store_of(step.name))
-            ask = partial(step.read_back, changes)
-            return call_with_retry(ask, self._retry, name=f"read back {step.name}")
-        except Exception as error:
-            self._report_unpublished(step, deletions, error)
-            return {}
-
-    def _report_left(self, saga: Saga, read_back: Mapping[str, Mapping[str, int]]) -> None:
-        message = f"something of the document is left: {dict(read_back)}"
-        failure = Failure(error_class="transient", step=None, message=message).as_detail()
-        self.move(states.PUBLISH_FAILED, [saga], details={saga.saga_id: failure})
-        log.error("removal_incomplete", **_fields(saga), read_back=dict(read_back))
 
     def _live(self, completed: Sequence[Saga], known: Sequence[Change]) -> Sequence[Change]:
         """Those not `known` that are the last word still. What is not any more was published by
@@ -463,7 +413,7 @@ class SagaEngine:
             if len(publications) > 1 and not isinstance(error, TransientError):
                 parts = [self._publish_step(step, [one], sagas) for one in publications]
                 return [publication for part in parts for publication in part]
-            self._report_unpublished(step, held, error)
+            self.report_unpublished(step, held, error)
             return []
 
     def _tell(self, step: SagaStep, changes: Sequence[Change]) -> Mapping[SagaId, int]:
@@ -493,13 +443,14 @@ class SagaEngine:
             step.publish(publications)
         reach(f"publish_sent:{step.name}")
 
-    def _report_unpublished(self, step: SagaStep, sagas: Sequence[Saga], error: Exception) -> None:
+    def report_unpublished(self, step: SagaStep, sagas: Sequence[Saga], error: Exception) -> None:
+        """Note that a store could not be told, and log it; while it is down, they wait for it."""
         failure = Failure.of(error, step.name).as_detail()
         details = {saga.saga_id: failure for saga in sagas}
         noted = self.move(states.PUBLISH_FAILED, sagas, details=details)
         self._sweep_late_writes(sagas, noted)  # a call that was given up may land yet
         for saga in noted:
-            log.error("publish_failed", **_fields(saga), step_name=step.name, error=failure)
+            log.error("publish_failed", **log_fields(saga), step_name=step.name, error=failure)
         if store := self.breakers.note(store_of(step.name), error):
             self.wait(sagas, [store])
 
@@ -508,7 +459,7 @@ class SagaEngine:
         if not sagas:
             return
         for saga in self.retried(lambda: hand_back(self.ledger, sagas, stores), "hand_back"):
-            log.warning("saga_waits", **_fields(saga), stores=list(stores))
+            log.warning("saga_waits", **log_fields(saga), stores=list(stores))
 
     # -- leases ------------------------------------------------------------------------------------
 
@@ -535,7 +486,7 @@ class SagaEngine:
         known = {saga.saga_id for saga in moved}
         lost = [saga for saga in sagas if saga.saga_id not in known]
         for saga in lost:
-            log.warning("lease_lost", **_fields(saga), lease_owner=saga.lease_owner)
+            log.warning("lease_lost", **log_fields(saga), lease_owner=saga.lease_owner)
         return lost
 
     # -- the ledger, with retries ----------------------------------------------------------------
@@ -554,15 +505,6 @@ class SagaEngine:
     def retried(self, operation: Callable[[], T], name: str) -> T:
         """`operation`, repeated after transient errors as patiently as a saga step."""
         return call_with_retry(operation, self._retry, name=name)
-
-
-def _note_receipts(
-    receipts: Mapping[SagaId, DeletionReceipt], tx: Transaction, published: Sequence[Saga]
-) -> None:
-    """Keep the receipts of deletions with the row that says that their removal is over."""
-    kept = [receipts[saga.saga_id] for saga in published if saga.saga_id in receipts]
-    if kept:
-        insert_receipts(tx, kept)
 
 
 # The class of a saga that may start again on the newest version.
@@ -594,21 +536,11 @@ def _lacking(step: SagaStep, sagas: Sequence[Saga]) -> list[Saga]:
     return [saga for saga in sagas if step.name not in saga.completed_steps]
 
 
-def _fields(saga: Saga) -> dict[str, Any]:
-    return {
-        "saga_id": saga.saga_id,
-        "document_id": saga.document_id,
-        "version": saga.version,
-        "run_id": saga.run_id,
-        "status": saga.status.value,
-    }
-
-
 def alert_compensation_failed(saga: Saga) -> CompensationFailed:
     """Log at critical that a saga waits for an operator; returns the error that says so."""
     failures = {
         step: detail["error"] for step, detail in saga.undone_steps.items() if "error" in detail
     }
     error = CompensationFailed(saga.saga_id, failures)
-    log.critical("compensation_failed", **_fields(saga), failures=failures)
+    log.critical("compensation_failed", **log_fields(saga), failures=failures)
     return error

@@ -126,3 +126,14 @@ class Failure:
         """The form in the ledger."""
         detail = {"class": self.error_class, "step": self.step, "message": self.message}
         return detail | ({"nothing_written": True} if self.nothing_written else {})
+
+
+def log_fields(saga: Saga) -> dict[str, Any]:
+    """What a line of the log says of a saga."""
+    return {
+        "saga_id": saga.saga_id,
+        "document_id": saga.document_id,
+        "version": saga.version,
+        "run_id": saga.run_id,
+        "status": saga.status.value,
+    }
